@@ -1,0 +1,1 @@
+"""lightning-hnd: Hierarchical Network Dissection of face models while they train."""

@@ -1,0 +1,1 @@
+"""Face Dictionaries: where faces, masks and groups come from."""
