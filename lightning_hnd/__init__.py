@@ -1,1 +1,30 @@
 """lightning-hnd: Hierarchical Network Dissection of face models while they train."""
+
+from lightning_hnd.callback import HNDCallback
+from lightning_hnd.concepts import PAPER, Concept, GlobalConcept, Ontology
+from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary, RenderedFaces
+from lightning_hnd.dissection import ConceptPairing, Dissection, GroupPairing, LayerDissection, Unit
+from lightning_hnd.metric import DissectionMetric
+from lightning_hnd.pipeline import dissect
+from lightning_hnd.rules import README, RELEASED, Rule
+
+__all__ = [
+    "PAPER",
+    "README",
+    "RELEASED",
+    "Concept",
+    "ConceptPairing",
+    "DictionaryBatch",
+    "Dissection",
+    "DissectionMetric",
+    "FaceDictionary",
+    "GlobalConcept",
+    "GroupPairing",
+    "HNDCallback",
+    "LayerDissection",
+    "Ontology",
+    "RenderedFaces",
+    "Rule",
+    "Unit",
+    "dissect",
+]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_hnd.concepts import Ontology
+from lightning_hnd.concepts import PAPER, Ontology
+from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.dictionary.folder import Crop, read_folder
+from lightning_hnd.dictionary.photometric import require_photometric
+from lightning_hnd.functional.masks import pack_masks, unpack_masks
 
-NOT_LOCAL = -1
-"""Value of ``source`` for an image that no source of local concepts labels."""
 UNKNOWN = -1
-"""Value of ``group`` where an image has no label of a global concept."""
+"""In ``source``: no local concept is labelled here. In ``group``: the image has no label of this concept."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class DictionaryBatch:
             about concepts of other kinds the image says nothing.
         group: ``[B, K]`` int64, its group of each global concept, ``-1`` where unknown.
         mask_bits: ``[M, ceil(H * W / 8)]`` uint8, the masks as ``numpy.packbits`` packs them, row-major.
-        mask_image: ``[M]`` int64, the image of each mask, as a position in this batch.
+        mask_image: ``[M]`` int64, the image of each mask, as a position in this batch, ascending.
         mask_concept: ``[M]`` int64, the local concept of each mask. An image carries the concepts that
             it has masks of, empty ones included.
     """
@@ -58,13 +61,316 @@ class DictionaryBatch:
         return DictionaryBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def pack_masks(masks: Tensor) -> Tensor:
-    """Packs ``[M, H, W]`` bool masks to ``[M, ceil(H * W / 8)]`` uint8, first pixel in the highest bit."""
-    return torch.from_numpy(np.packbits(masks.flatten(1).cpu().numpy(), axis=1)).to(masks.device)
+@dataclass(frozen=True, eq=False)
+class FaceDictionary:
+    """Pictures of faces with a mask for each local concept and group labels for global ones.
+
+    Make one with :meth:`from_folder` or :meth:`rendered`. Pictures are decoded once and kept at their
+    working size, eight bits a channel; masks are kept as bits.
+
+    Attributes:
+        ontology: The concepts it speaks of.
+        pictures: ``[N, channels, H, W]`` uint8.
+        source: ``[N]`` int64, see :class:`DictionaryBatch`.
+        group: ``[N, K]`` int64, see :class:`DictionaryBatch`.
+        mask_bits: ``[M, ceil(H * W / 8)]`` uint8.
+        mask_image: ``[M]`` int64, the image of each mask, ascending.
+        mask_concept: ``[M]`` int64.
+        names: The name of each image: its path in the folder, or its place among the rendered faces.
+        labels: All that is known of each image beyond its concepts, by column of ``labels.csv``.
+        mean: Per channel, subtracted from images in 0..1.
+        std: Per channel, divides them then.
+        transform: Changes the colours of an image ``[channels, H, W]`` in 0..1, before mean and std.
+        origin: What the dictionary is, for people.
+        drawn: Whether its faces are drawings.
+    """
+
+    ontology: Ontology
+    pictures: Tensor
+    source: Tensor
+    group: Tensor
+    mask_bits: Tensor
+    mask_image: Tensor
+    mask_concept: Tensor
+    names: tuple[str, ...]
+    labels: tuple[Mapping[str, str], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    transform: Callable[[Tensor], Tensor] | None = None
+    origin: str = "a dictionary made in memory"
+    drawn: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self) == 0:
+            raise ValueError(f"{self.origin} holds no image; a dissection needs faces to show to the model")
+        if self.transform is not None:
+            require_photometric(self.transform, (self.channels, *self.size))
+
+    # ---------------------------------------------------------------------------------------- where it comes from
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        size: int | tuple[int, int] = 256,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.5,
+        *,
+        channels: int = 3,
+        ontology: Ontology = PAPER,
+        crop: Crop | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> FaceDictionary:
+        """Reads a dictionary in the layout of the released one.
+
+        Every picture and mask is read and checked now, so that nothing can fail during training.
+
+        Args:
+            path: The folder with ``Attributes.csv``, ``Action_Units.csv``, ``Parts.csv`` and
+                ``non_localizable/<concept>/<group>/``, each of which may be missing or empty. A kind of
+                concept that the paper does not have is read from ``<kind>.csv``.
+            size: Height and width that the model takes, or one number for both. Pictures are resized
+                bilinearly, masks to the nearest pixel's centre.
+            mean: Subtracted from images in 0..1: one number, or one for each channel.
+            std: Divides them then: one number, or one for each channel.
+            channels: 3 for RGB, 1 for grey.
+            ontology: The concepts to look for; a mask of any other concept is an error.
+            crop: The part of each picture to show, and of its masks: a box ``(left, top, right, bottom)``
+                in shares of its width and height, or a function from a ``PIL.Image`` to a box in pixels
+                (a face detector).
+            transform: Any change of colours of an image ``[channels, H, W]`` in 0..1, applied before mean
+                and std. It must be deterministic and must not move the image: that is checked.
+
+        Returns:
+            The dictionary.
+
+        Raises:
+            FileNotFoundError: If the folder, or a file that its tables name, does not exist.
+            ValueError: If a table, label, picture or mask cannot be used; the message names it.
+        """
+        height, width = _pair(size)
+        mean, std = _per_channel(mean, channels, "mean"), _per_channel(std, channels, "std")
+        content = read_folder(Path(path), (height, width), channels, ontology, crop)
+        return cls(
+            ontology=ontology, mean=mean, std=std, transform=transform, origin=f"the dictionary {path}", **content
+        )
+
+    @classmethod
+    def rendered(
+        cls,
+        size: int | tuple[int, int] = 128,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.5,
+        *,
+        channels: int = 3,
+        images: int = 800,
+        seed: int = 0,
+    ) -> FaceDictionary:
+        """Draws a dictionary: the built-in one.
+
+        Half of the faces are labelled in local concepts, shared out among the kinds as in the released
+        dictionary (each face in the concepts of one kind only); the other half in apparent age, gender and
+        skin tone. Apparent ethnicity is not drawn: a drawing of it would be a stereotype.
+
+        Args:
+            size: Height and width, or one number for both.
+            mean: As in :meth:`from_folder`.
+            std: As in :meth:`from_folder`.
+            channels: 3 for RGB, 1 for grey.
+            images: How many faces to draw.
+            seed: Other seeds draw other faces.
+
+        Returns:
+            The dictionary.
+
+        Raises:
+            ValueError: If there are fewer than eight images or a value is out of range.
+        """
+        height, width = _pair(size)
+        mean, std = _per_channel(mean, channels, "mean"), _per_channel(std, channels, "std")
+        if images < 8:
+            raise ValueError(f"images={images} is too few to show every kind of concept; give at least 8")
+        faces = RenderedFaces.sample(images, seed=seed)
+        shares = {"part": images // 8, "attribute": images // 4, "action_unit": images // 2 - images // 8 - images // 4}
+        source = torch.full((images,), UNKNOWN)
+        pictures, bits, mask_image, mask_concept = [], [], [], []
+        first = 0
+        for kind, count in shares.items():
+            known = [c.name for c in PAPER.local if c.kind == kind]
+            here = faces[first : first + count]
+            picture, masks = here.draw((height, width), known)
+            image, concept = here.carries(known).nonzero(as_tuple=True)
+            source[first : first + count] = PAPER.kinds.index(kind)
+            pictures.append(picture)
+            bits.append(pack_masks(masks[image, concept]))
+            mask_image.append(image + first)
+            mask_concept.append(torch.tensor([PAPER.concept_index(name) for name in known])[concept])
+            first += count
+        pictures.append(faces[first:].draw((height, width))[0])
+        group = torch.full((images, len(PAPER.global_)), UNKNOWN)
+        for name in ("age", "gender", "skin_tone"):
+            group[first:, PAPER.global_index(name)] = faces[first:].groups(name)
+        return cls(
+            ontology=PAPER,
+            pictures=_to_channels(torch.cat(pictures), channels),
+            source=source,
+            group=group,
+            mask_bits=torch.cat(bits),
+            mask_image=torch.cat(mask_image),
+            mask_concept=torch.cat(mask_concept),
+            names=tuple(f"rendered/{seed}/{i}" for i in range(images)),
+            labels=tuple({} for _ in range(images)),
+            mean=mean,
+            std=std,
+            origin=f"{images} rendered faces (seed {seed})",
+            drawn=True,
+        )
+
+    # ------------------------------------------------------------------------------------------------- what it holds
+
+    def __len__(self) -> int:
+        return self.pictures.shape[0]
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image: 3 or 1."""
+        return self.pictures.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of images and masks."""
+        return self.pictures.shape[-2], self.pictures.shape[-1]
+
+    @property
+    def num_local(self) -> int:
+        """How many images are labelled in local concepts."""
+        return int((self.source != UNKNOWN).sum())
+
+    @cached_property
+    def images_per_concept(self) -> tuple[int, ...]:
+        """How many images carry each local concept."""
+        return tuple(torch.bincount(self.mask_concept, minlength=len(self.ontology.local)).tolist())
+
+    @cached_property
+    def images_per_group(self) -> tuple[int, ...]:
+        """How many images each group has, all groups of all global concepts in one row."""
+        return tuple(
+            int((self.group[:, k] == g).sum())
+            for k, concept in enumerate(self.ontology.global_)
+            for g in range(len(concept.groups))
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of pictures, masks and labels: two dictionaries with one fingerprint measure alike."""
+        digest = hashlib.sha256(repr((self.ontology.to_dict(), self.mean, self.std, self.size)).encode())
+        for tensor in (self.pictures, self.source, self.group, self.mask_bits, self.mask_image, self.mask_concept):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    def __str__(self) -> str:
+        height, width = self.size
+        kinds = torch.bincount(self.source[self.source != UNKNOWN], minlength=len(self.ontology.kinds)).tolist()
+        sources = [f"{n} of kind {kind}" for kind, n in zip(self.ontology.kinds, kinds, strict=True) if n]
+        shown = [
+            f"{c.name} ({int((self.group[:, k] != UNKNOWN).sum())})"
+            for k, c in enumerate(self.ontology.global_)
+            if bool((self.group[:, k] != UNKNOWN).any())
+        ]
+        return (
+            f"{self.origin}: {len(self)} images of {height} x {width}; local: {', '.join(sources) or 'none'}; "
+            f"global: {', '.join(shown) or 'none'}"
+        )
+
+    # ------------------------------------------------------------------------------------------------ how it is used
+
+    def images(self, index: Tensor | slice) -> Tensor:
+        """Images as the model gets them: ``[B, channels, H, W]`` float32.
+
+        Args:
+            index: Positions in the dictionary.
+        """
+        images = self.pictures[index].float() / 255
+        if self.transform is not None:
+            images = torch.stack([self.transform(image) for image in images])
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def batches(self, batch_size: int = 64, *, shard: int = 0, num_shards: int = 1) -> Iterator[DictionaryBatch]:
+        """The dictionary in batches, always in the same order.
+
+        No random number is drawn, no worker started: pictures are in memory.
+
+        Args:
+            batch_size: Images in a batch; the last one may be smaller.
+            shard: Which share of the batches: every ``num_shards``-th, counted from this one.
+            num_shards: Into how many shares whole batches are dealt out.
+        """
+        for start in range(shard * batch_size, len(self), num_shards * batch_size):
+            stop = min(start + batch_size, len(self))
+            first, last = torch.searchsorted(self.mask_image, torch.tensor([start, stop])).tolist()
+            yield DictionaryBatch(
+                images=self.images(slice(start, stop)),
+                index=torch.arange(start, stop),
+                source=self.source[start:stop],
+                group=self.group[start:stop],
+                mask_bits=self.mask_bits[first:last],
+                mask_image=self.mask_image[first:last] - start,
+                mask_concept=self.mask_concept[first:last],
+            )
+
+    def subset(self, index: Sequence[int] | Tensor) -> FaceDictionary:
+        """The dictionary of some of the images, in the order given.
+
+        Args:
+            index: Positions in this dictionary, each at most once.
+
+        Raises:
+            ValueError: If a position is out of range or comes twice.
+        """
+        chosen = torch.as_tensor(index, dtype=torch.int64)
+        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
+            raise ValueError(f"positions must lie in 0..{len(self) - 1}, got {int(chosen.min())}..{int(chosen.max())}")
+        if chosen.unique().numel() != chosen.numel():
+            raise ValueError("a position comes twice; an image may count only once")
+        place = torch.full((len(self),), -1)
+        place[chosen] = torch.arange(len(chosen))
+        image, order = place[self.mask_image].sort(stable=True)
+        order = order[image >= 0]
+        return replace(
+            self,
+            pictures=self.pictures[chosen],
+            source=self.source[chosen],
+            group=self.group[chosen],
+            mask_bits=self.mask_bits[order],
+            mask_image=image[image >= 0],
+            mask_concept=self.mask_concept[order],
+            names=tuple(self.names[i] for i in chosen.tolist()),
+            labels=tuple(self.labels[i] for i in chosen.tolist()),
+            origin=f"{len(chosen)} images of {self.origin}",
+        )
 
 
-def unpack_masks(bits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Unpacks what :func:`pack_masks` packed: ``[M, H, W]`` bool."""
-    shifts = torch.arange(7, -1, -1, device=bits.device, dtype=torch.uint8)
-    flat = (bits.unsqueeze(-1) >> shifts & 1).bool().flatten(1)
-    return flat[:, : size[0] * size[1]].unflatten(1, size)
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be positive, got {size}")
+    return height, width
+
+
+def _per_channel(value: float | Sequence[float], channels: int, name: str) -> tuple[float, ...]:
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels}")
+    values = (float(value),) * channels if isinstance(value, int | float) else tuple(float(v) for v in value)
+    if len(values) != channels:
+        raise ValueError(f"{name} has {len(values)} values for images of {channels} channels: {values}")
+    if name == "std" and min(values) <= 0:
+        raise ValueError(f"std must be positive, got {values}")
+    return values
+
+
+def _to_channels(pictures: Tensor, channels: int) -> Tensor:
+    if channels == pictures.shape[1]:
+        return pictures
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R BT.601, as Pillow's mode "L"
+    return (pictures * luma).sum(1, keepdim=True).round().to(torch.uint8)

@@ -161,8 +161,9 @@ def _mean_response(peak: Tensor, low: Tensor, high: Tensor, member: Tensor) -> T
     weight = member.double()
     if peak.shape[0] == 0:
         return weight.new_zeros(peak.shape[1], member.shape[1])
-    span = (high - low).double()
-    strength = (peak.double() - low.double()) / torch.where(span > 0, span, 1.0)
+    peak, low, high = peak.double(), low.double(), high.double()  # a difference of float32 loses digits
+    span = high - low
+    strength = (peak - low) / torch.where(span > 0, span, 1.0)
     response = mid_ranks(peak) / peak.shape[0] * strength
     return torch.where(span > 0, 1.0, 0.0).unsqueeze(1) * (response.t() @ weight) / weight.sum(0).clamp(min=1)
 

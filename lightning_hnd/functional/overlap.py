@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.functional.threshold import floor_to
+from lightning_hnd.functional.tiles import TileGrid, axis_position, count_bits, firing_words, lerp
 
 
 class Overlap(NamedTuple):
@@ -125,23 +126,27 @@ def count_overlap(
         The counts.
     """
     num_units = thresholds.shape[0]
-    size = (masks.shape[-2], masks.shape[-1])
     order = mask_image.argsort(stable=True)
     masks, mask_image, mask_concept = masks[order], mask_image[order], mask_concept[order]
-    mask_area = masks.sum((-2, -1))
-    levels = floor_to(thresholds.double(), maps.dtype)[map_unit]
+    level = floor_to(thresholds.double(), maps.dtype)[map_unit]
+    grid = TileGrid.of((maps.shape[1], maps.shape[2]), (masks.shape[1], masks.shape[2]), maps)
+    mask_words = grid.cut_masks(masks).flatten(1, 2)
+    bits = count_bits(mask_words).sum(-1)
+    mask_area, occupied = bits.sum(-1), bits > 0
 
     counts = torch.zeros(3, num_units * num_concepts, dtype=torch.int64, device=maps.device)
-    rows = max(1, 2**24 // (size[0] * size[1]))  # bounds the memory of one step
-    for part in torch.arange(maps.shape[0], device=maps.device).split(rows):
-        fires = upsample(maps[part], size) > levels[part, None, None]
-        area = fires.sum((-2, -1))
-        row, mask = _pairs(map_image[part], mask_image)
-        inside = torch.cat(
-            [(fires[r] & masks[m]).sum((-2, -1)) for r, m in zip(row.split(rows), mask.split(rows), strict=True)]
-        )
-        cell = map_unit[part][row] * num_concepts + mask_concept[mask]
-        counts.index_add_(1, cell, torch.stack([inside, area[row], mask_area[mask] * (area[row] > 0)]))
+    step = max(1, 2**18 // (len(grid.row_t) * len(grid.block_gap)))  # what the processor's caches hold
+    for part in torch.arange(maps.shape[0], device=maps.device).split(step):
+        row, place, words, on = firing_words(maps[part], level[part], grid)
+        area = torch.zeros_like(part).index_add_(0, row, on)
+        block, mask = _pairs(map_image[part][row], mask_image)
+        meets = occupied[mask, place[block]]
+        block, mask = block[meets], mask[meets]
+        inside = count_bits(words[block] & mask_words[mask, place[block]]).sum(-1)
+        counts[0].index_add_(0, map_unit[part][row[block]] * num_concepts + mask_concept[mask], inside)
+        fired, mask = _pairs(map_image[part], mask_image)
+        cell = map_unit[part][fired] * num_concepts + mask_concept[mask]
+        counts[1:].index_add_(1, cell, torch.stack([area[fired], mask_area[mask] * (area[fired] > 0)]))
 
     intersection, firing, mask_firing = counts.view(3, num_units, num_concepts)
     total = torch.zeros(num_concepts, dtype=torch.int64, device=maps.device).index_add_(0, mask_concept, mask_area)
@@ -163,23 +168,12 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         ``[..., H, W]``.
     """
-    low, high, t = _axis(maps.shape[-2], size[0], maps)
-    maps = _lerp(maps[..., low, :], maps[..., high, :], t.unsqueeze(-1))
-    low, high, t = _axis(maps.shape[-1], size[1], maps)
-    return _lerp(maps[..., low], maps[..., high], t)
-
-
-def _axis(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two cells beside each pixel's centre and how far it lies from the first to the second."""
-    # in whole numbers, (pixel + 1/2) * cells / pixels - 1/2 = numerator / (2 * pixels): floor and t are exact
-    numerator = (2 * torch.arange(pixels, device=like.device) + 1) * cells - pixels
-    low = numerator.div(2 * pixels, rounding_mode="floor")
-    t = (numerator - low * 2 * pixels).double() / (2 * pixels)
-    return low.clamp(min=0), (low + 1).clamp(max=cells - 1), t.to(like.dtype)
-
-
-def _lerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    return (a + (b - a) * t).clamp(torch.minimum(a, b), torch.maximum(a, b))
+    gap, t = axis_position(maps.shape[-2], size[0], maps)
+    above, below = (gap - 1).clamp(min=0), gap.clamp(max=maps.shape[-2] - 1)
+    maps = lerp(maps[..., above, :], maps[..., below, :], t.unsqueeze(-1))
+    gap, t = axis_position(maps.shape[-1], size[1], maps)
+    left, right = (gap - 1).clamp(min=0), gap.clamp(max=maps.shape[-1] - 1)
+    return lerp(maps[..., left], maps[..., right], t)
 
 
 def _pairs(map_image: Tensor, mask_image: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ def quantile_from_top(top: Tensor, num_values: int, quantile: float) -> Tensor:
 
 
 def floor_to(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Largest numbers of ``dtype`` that do not exceed ``values``: ``x > values`` and ``x > floor_to(values)`` agree.
+    """Rounds down to ``dtype``, so that a number of ``dtype`` exceeds the result just where it exceeds the original.
 
     Args:
         values: Any shape, float64.

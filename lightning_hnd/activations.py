@@ -1,0 +1,211 @@
+"""Which layers of a model, and what comes out of them on a forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fnmatch
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every submodule by its dotted name, the model itself apart; names are the same when compiled."""
+    layers = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
+    return {name: module for name, module in layers.items() if name not in ("", "_orig_mod")}
+
+
+def resolve_layers(model: nn.Module, layers: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of the layers that match, in the order of the model.
+
+    Args:
+        model: Any module.
+        layers: Dotted names or globs (``backbone.layer4.*.conv1``), one or several.
+
+    Raises:
+        ValueError: If one of them matches nothing, with the names that exist.
+    """
+    known = named_layers(model)
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    if not patterns:
+        raise ValueError("layers is empty; name at least one, or give None for the last spatial one")
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = [pattern] if pattern in known else fnmatch.filter(known, pattern)
+        if not found:
+            near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.6)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            listed = list(known) if len(known) <= 60 else [name for name in known if name.count(".") < 2][:60]
+            raise ValueError(
+                f"no layer matches {pattern!r}{hint} This model has: {', '.join(listed)}".replace("?;", ";")
+            )
+        chosen.update(found)
+    return tuple(name for name in known if name in chosen)
+
+
+@contextlib.contextmanager
+def record(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """While open, gathers the outputs of the layers at every forward pass; ``clear()`` it between passes.
+
+    Of an output that is a tuple or list the first tensor is kept.
+
+    Args:
+        model: The module.
+        layers: Names, as :func:`resolve_layers` gives them.
+    """
+    outputs: dict[str, list[Any]] = {}
+    known = named_layers(model)
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = _first_tensor(output)
+            # a copy: the next layer may work in place, as nn.ReLU(inplace=True) does
+            outputs.setdefault(name, []).append(output if tensor is None else tensor.detach().clone())
+
+        return hook
+
+    handles = [known[name].register_forward_hook(keep(name)) for name in layers]
+    try:
+        with _eager():
+            yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Compiled code does not call hooks: run it as written while they are in place."""
+    if hasattr(torch.compiler, "set_stance"):  # since torch 2.6
+        return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+    return contextlib.nullcontext()
+
+
+def unit_maps(name: str, outputs: Mapping[str, list[Any]], num_images: int, grid: Grid | None) -> Tensor:
+    """A layer's output as maps of its units: ``[B, U, h, w]``.
+
+    Convolutional maps are taken as they are. Token sequences ``[B, T, U]`` are laid out on ``grid``, leading
+    tokens beyond its cells (class, registers) dropped.
+
+    Args:
+        name: The layer.
+        outputs: What :func:`record` gathered in one forward pass.
+        num_images: ``B``.
+        grid: ``(h, w)`` of token sequences.
+
+    Raises:
+        ValueError: If the layer did not run, ran more than once, or its output is not of these shapes.
+    """
+    passes = outputs.get(name, [])
+    if not passes:
+        raise ValueError(
+            f"layer {name!r} never fired its hook: the forward pass does not reach it, or it runs as compiled code "
+            "(torch.compile with torch < 2.6 hides submodules; dissect the module before it is compiled)"
+        )
+    if len(passes) > 1:
+        raise ValueError(
+            f"layer {name!r} runs {len(passes)} times in one forward pass, so it has no single output; name the "
+            "block that holds it, or a layer that runs once"
+        )
+    output = passes[0]
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4) or output.shape[0] != num_images:
+        got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"layer {name!r} gives {got}; a dissection needs maps [{num_images}, units, h, w], or tokens "
+            f"[{num_images}, tokens, units] and grid="
+        )
+    if output.ndim == 4:
+        return output
+    if grid is None:
+        raise ValueError(f"layer {name!r} gives tokens {list(output.shape)}; {_grid_hint(output.shape[1])}")
+    cells = grid[0] * grid[1]
+    if output.shape[1] < cells:
+        raise ValueError(f"layer {name!r} gives {output.shape[1]} tokens, fewer than the {cells} cells of grid={grid}")
+    return output[:, output.shape[1] - cells :].transpose(1, 2).reshape(num_images, -1, *grid)
+
+
+@dataclass(frozen=True)
+class DefaultLayer:
+    """The layer that is dissected where none is named, and what a user should know of the choice."""
+
+    name: str
+    remark: str
+
+
+def default_layer(model: nn.Module, run: Callable[[], Any], grid: Grid | None) -> DefaultLayer:
+    """The last spatial output, in order of execution, that a forward pass really reaches.
+
+    A block finishes after the layers inside it, so of a residual network this is the output of the last
+    block; of a plain ``nn.Sequential`` its last member is named.
+
+    Args:
+        model: The module.
+        run: Runs one forward pass.
+        grid: ``(h, w)`` of token sequences, which count only if it is given.
+
+    Raises:
+        ValueError: If no output is spatial.
+    """
+    finished: list[tuple[str, tuple[int, ...]]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = _first_tensor(output)
+            if tensor is not None:
+                finished.append((name, tuple(tensor.shape)))
+
+        return hook
+
+    known = named_layers(model)
+    handles = [module.register_forward_hook(note(name)) for name, module in known.items()]
+    try:
+        with _eager():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    def spatial(shape: tuple[int, ...]) -> bool:
+        if len(shape) == 3:
+            return grid is not None and shape[1] >= grid[0] * grid[1]
+        return len(shape) == 4 and shape[2] * shape[3] > 1
+
+    order = [name for name, _ in finished]
+    reached = [(name, shape) for name, shape in finished if spatial(shape) and order.count(name) == 1]
+    if not reached:
+        raise ValueError(
+            "no layer of this model gives maps [B, units, h, w] in its forward pass; name layers= and, for token "
+            "sequences [B, tokens, units], grid="
+        )
+    name, shape = reached[-1]
+    while isinstance(known[name], nn.Sequential):
+        inner = f"{name}.{len(known[name]) - 1}"  # type: ignore[arg-type]
+        if (inner, shape) not in reached:
+            break
+        name = inner
+    tokens = [other for other, s in finished[order.index(name) + 1 :] if len(s) == 3 and s[1] > 1 and "." in other]
+    units, cells = (shape[1], shape[2:]) if len(shape) == 4 else (shape[2], grid)
+    remark = f"dissecting {name!r}, the last spatial layer that the forward pass reaches ({units} units, maps {cells})"
+    if tokens and grid is None:
+        remark += f"; after it come token sequences such as {tokens[-1]!r}: to dissect those give layers= and grid="
+    return DefaultLayer(name, remark)
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
+def _grid_hint(tokens: int) -> str:
+    for extra in (0, 1, 2, 4, 5):
+        side = math.isqrt(max(tokens - extra, 0))
+        if side > 1 and side * side == tokens - extra:
+            return f"say how they lie in the image, for instance grid=({side}, {side})"
+    return "say how they lie in the image with grid=(rows, columns)"

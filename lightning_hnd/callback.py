@@ -1,0 +1,335 @@
+"""HNDCallback: when a model is dissected during training, on what, and where the result goes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+
+from lightning_hnd.activations import Grid, resolve_layers
+from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.dissection import Dissection
+from lightning_hnd.model_input import InputStatistics, find_images, mismatch
+from lightning_hnd.pipeline import ForwardFn, describe, find_default_layer, measure
+from lightning_hnd.report import scalars
+from lightning_hnd.report.console import show
+from lightning_hnd.report.scalars import keys, prefix
+from lightning_hnd.report.tensorboard import write
+from lightning_hnd.rules import Rule
+
+DRAWINGS = (
+    "The faces of the built-in dictionary are drawings. A model that is trained on photographs sees them as something "
+    "foreign: take what is said of its units as a first look, not as a finding. For findings give a dictionary of "
+    "photographs: HNDCallback(dictionary='path/to/visual_dictionary')."
+)
+
+
+class HNDCallback(Callback):
+    """Dissects the model at validation and logs what its units pair with.
+
+    At the end of a validation epoch the Face Dictionary runs through the model, and of each layer it is known
+    which units are interpretable, with which concepts they pair, in which facial region, and for which groups
+    they fire (Hierarchical Network Dissection, Teotia et al., IJCV 2022). Before the first training step the
+    same is done once: the state *at start* is the baseline that the first value of each curve shows, at the
+    step at which training starts. If the model is fine-tuned or resumed it is not that of fresh weights; a
+    resumed run keeps the baseline of its first.
+
+    Training is not disturbed: weights, modes, hooks, random numbers and dataloaders are as without the
+    callback, to the bit.
+
+    **Logged scalars**, through Lightning's own logging, so that any logger, ``ModelCheckpoint(monitor=...)``
+    and ``EarlyStopping`` see them. All under ``hnd/<layer>/<rule>/``, the same in every epoch:
+
+    ==========================  =========================================================================
+    ``interpretable_units``     units paired with at least one local concept
+    ``interpretable_fraction``  their share of the live units, 0 where none lives
+    ``dead_units``              units whose activation never varies over the dictionary
+    ``mean_iou``                mean best IoU of the interpretable units, 0 where there is none
+    ``region/<region>``         interpretable units of the region
+    ``kind/<kind>``             units paired with a concept of the kind (``part``, ``attribute``, ...)
+    ``group/<concept>/<group>`` units paired with the group (``group/gender/Female``)
+    ==========================  =========================================================================
+
+    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. To TensorBoard go
+    also a table of the strongest assignments, the histogram of concepts and the faces that the strongest
+    units fire on. Each dissection is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``, the baseline
+    as ``start-step=<step>.hnd``: see :class:`~lightning_hnd.Dissection`. A second HNDCallback of one Trainer
+    writes to ``<log_dir>/hnd-2``.
+
+    Args:
+        dictionary: The faces to show to the model: a :class:`~lightning_hnd.FaceDictionary`, or the path of
+            one in the released layout. None: the built-in rendered faces.
+        layers: Dotted names or globs, one or several. None: the last spatial output that the forward pass
+            reaches; the choice is printed.
+        every_n_epochs: Dissect when so many epochs have passed since the last time; the first validation
+            epoch always.
+        quantile: Fraction of a unit's activations that exceed its threshold.
+        iou_threshold: The bar that a local unit's best IoU must exceed.
+        firing_only: Whether only images in which a unit fires count in its IoU, as in the released code.
+        size: Height and width of the dictionary's images, or one number for both. None: those of
+            ``example_input_array``, or of the first batch.
+        mean: Subtracted from the dictionary's images in 0..1: what the model is trained with.
+        std: Divides them then.
+        grid: ``(rows, columns)`` of token sequences, for vision transformers.
+        forward_fn: From the LightningModule and images to anything: one forward pass, where
+            ``pl_module(images)`` is not it.
+        batch_size: Dictionary images in a batch.
+
+    Raises:
+        ValueError: If a value is out of range, or ``size`` is given beside a FaceDictionary, which has one.
+        FileNotFoundError: If ``dictionary`` is a path that does not exist.
+
+    Attributes:
+        dictionary: The dictionary, once it is known.
+        baseline: The dissection at start.
+        latest: The latest dissection.
+    """
+
+    def __init__(
+        self,
+        dictionary: FaceDictionary | str | Path | None = None,
+        layers: str | Sequence[str] | None = None,
+        every_n_epochs: int = 1,
+        quantile: float = 0.005,
+        iou_threshold: float = 0.04,
+        firing_only: bool = False,
+        size: int | tuple[int, int] | None = None,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.5,
+        grid: Grid | None = None,
+        forward_fn: ForwardFn | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.rule = Rule(quantile, iou_threshold, firing_only)
+        for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if isinstance(dictionary, FaceDictionary) and size is not None:
+            raise ValueError(f"size={size} is given, but the FaceDictionary has its own: {dictionary.size}")
+        if isinstance(dictionary, str | Path) and not Path(dictionary).is_dir():
+            raise FileNotFoundError(f"there is no Face Dictionary at {dictionary}: no such folder")
+        self.dictionary = dictionary if isinstance(dictionary, FaceDictionary) else None
+        self.baseline: Dissection | None = None
+        self.latest: Dissection | None = None
+        self._path = dictionary if isinstance(dictionary, str | Path) else None
+        self._layers = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
+        self._every_n_epochs = every_n_epochs
+        self._size, self._mean, self._std = size, mean, std
+        self._grid = grid
+        self._forward_fn = forward_fn
+        self._batch_size = batch_size
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets what belongs to one run."""
+        self._names: tuple[str, ...] = ()
+        self._last_epoch: int | None = None
+        self._compared = False
+        self._baseline_scalars: dict[str, float] = {}
+
+    # ------------------------------------------------------------------------------------- before the first step
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Checks what can be checked before anything runs; what a checkpoint remembers is loaded after this."""
+        self._begin()
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError(
+                f"HNDCallback does not support {type(trainer.strategy).__name__} yet: the module must be whole on "
+                "each device (one device, or DDP)"
+            )
+        self._refuse_stale_monitors(trainer)
+        if self.dictionary is None and self._size is not None and self._path is not None:
+            self._open_dictionary(self._size, 3)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finds the layers, and the size where the module has an ``example_input_array``."""
+        if self._layers is not None:
+            self._names = resolve_layers(pl_module, self._layers)
+        example = find_images(pl_module.example_input_array)
+        if self.dictionary is None and example is not None:
+            self._open_dictionary(self._size or tuple(example.shape[-2:]), example.shape[1])
+        if not trainer.enable_validation:
+            rank_zero_warn(
+                "HNDCallback dissects at validation, and this run has none (no validation_step or dataloader, or "
+                "limit_val_batches=0): only the state at start will be seen"
+            )
+        for config in trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau:
+                self._refuse_stale(config.monitor, "ReduceLROnPlateau")
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Learns from the first batch what the model gets."""
+        self._learn(batch)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the baseline, if the dictionary is known by now."""
+        if self.dictionary is not None:
+            self._take_baseline(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Takes the baseline before the first step, if nothing told the size before."""
+        if self.baseline is None and not self._baseline_scalars:
+            self._learn(batch)
+            self._take_baseline(trainer, pl_module)
+
+    def _learn(self, batch: Any) -> None:
+        if self._compared:
+            return
+        images = find_images(batch)
+        if images is None:
+            if self.dictionary is None:
+                raise ValueError(
+                    "HNDCallback found no images [B, 1 or 3, H, W] in the batch, from which it would learn their "
+                    "size; give HNDCallback(size=...) or the module an example_input_array"
+                )
+            return
+        if self.dictionary is None:
+            self._open_dictionary(self._size or tuple(images.shape[-2:]), images.shape[1])
+        assert self.dictionary is not None
+        self._compared = True
+        warning = mismatch(InputStatistics.of(images), self.dictionary)
+        if warning is not None:
+            rank_zero_warn(warning)
+
+    def _open_dictionary(self, size: int | tuple[int, ...], channels: int) -> None:
+        shape = size if isinstance(size, int) else (size[0], size[1])
+        if self._path is None:
+            rank_zero_warn(DRAWINGS)
+            self.dictionary = FaceDictionary.rendered(shape, self._mean, self._std, channels=channels)
+        else:
+            self.dictionary = FaceDictionary.from_folder(self._path, shape, self._mean, self._std, channels=channels)
+        rank_zero_info(f"HNDCallback: {self.dictionary}")
+
+    def _refuse_stale_monitors(self, trainer: pl.Trainer) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping | ModelCheckpoint):
+                self._refuse_stale(callback.monitor, type(callback).__name__)
+
+    def _refuse_stale(self, monitor: str | None, who: str) -> None:
+        if self._every_n_epochs > 1 and monitor is not None and monitor.startswith("hnd/"):
+            raise ValueError(
+                f"{who} monitors {monitor!r}, which HNDCallback measures every {self._every_n_epochs} epochs only; in "
+                f"between it would read an old value as a new one. Give HNDCallback(every_n_epochs=1)"
+            )
+
+    def _refuse_unknown_monitors(self, trainer: pl.Trainer) -> None:
+        assert self.dictionary is not None
+        known = [
+            f"{prefix(name, self.rule.name)}/{key}" for name in self._names for key in keys(self.dictionary.ontology)
+        ]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
+            others = [c for c in trainer.callbacks if isinstance(c, HNDCallback) and c is not self]  # type: ignore[attr-defined]
+            if monitor is not None and monitor.startswith("hnd/") and monitor not in known and not others:
+                near = difflib.get_close_matches(monitor, known, n=3) or known[:3]
+                raise ValueError(
+                    f"{type(callback).__name__} monitors {monitor!r}, which HNDCallback does not log; "
+                    f"did you mean {', '.join(near)}?"
+                )
+
+    # --------------------------------------------------------------------------------------------------- dissecting
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Dissects the model, if it is time, and logs the result."""
+        if trainer.sanity_checking or self.dictionary is None:
+            return
+        epoch = trainer.current_epoch
+        if self._last_epoch is not None and 0 < epoch - self._last_epoch < self._every_n_epochs:
+            return
+        self._last_epoch = epoch
+        self.latest = self._dissect(trainer, pl_module, at_start=False)
+        for key, value in scalars(self.latest).items():
+            pl_module.log(key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
+        self._publish(trainer, self.latest, f"Epoch {epoch}, step {trainer.global_step}")
+
+    def _take_baseline(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._baseline_scalars:
+            rank_zero_info("HNDCallback: resumed; the baseline is that of the run's first start")
+            return
+        self.baseline = self._dissect(trainer, pl_module, at_start=True)
+        self._baseline_scalars = scalars(self.baseline)
+        # self.log here would be recorded at the first epoch's step, behind that epoch's own value
+        for logger in trainer.loggers:
+            logger.log_metrics(self._baseline_scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
+        self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})")
+
+    def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
+        assert self.dictionary is not None
+        context = trainer.precision_plugin.forward_context
+        if not self._names and self._layers is not None:
+            self._names = resolve_layers(pl_module, self._layers)
+        if not self._names:
+            chosen = find_default_layer(
+                pl_module, self.dictionary, grid=self._grid, forward_fn=self._forward_fn, context=context
+            )
+            rank_zero_info(f"HNDCallback: {chosen.remark}")
+            self._names = (chosen.name,)
+        self._refuse_unknown_monitors(trainer)
+        statistics = measure(
+            pl_module,
+            self.dictionary,
+            self._names,
+            self.rule.quantile,
+            grid=self._grid,
+            forward_fn=self._forward_fn,
+            batch_size=self._batch_size,
+            progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+            context=context,
+        )
+        moment = {"epoch": trainer.current_epoch, "step": trainer.global_step, "at_start": at_start}
+        return Dissection.from_statistics(
+            statistics, self.dictionary.ontology, self.rule, {**describe(self.dictionary), **moment}
+        )
+
+    def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str) -> None:
+        log_dir = trainer.log_dir or trainer.default_root_dir  # all ranks must ask for it
+        if trainer.is_global_zero:
+            self._write(trainer, dissection, title, Path(log_dir))
+
+    @rank_zero_only
+    def _write(self, trainer: pl.Trainer, dissection: Dissection, title: str, log_dir: Path) -> None:
+        assert self.dictionary is not None
+        show(dissection, title)
+        # the step under which Lightning logs the scalars of this moment; global_step counts optimizers apart
+        logged = trainer.fit_loop.epoch_loop._batches_that_stepped
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                write(logger.experiment, dissection, self.dictionary, logged)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            when = "start" if dissection.info["at_start"] else f"epoch={trainer.current_epoch:04d}"
+            mine = [c for c in trainer.callbacks if isinstance(c, HNDCallback)].index(self)  # type: ignore[attr-defined]
+            folder = log_dir / ("hnd" if mine == 0 else f"hnd-{mine + 1}")
+            folder.mkdir(parents=True, exist_ok=True)
+            dissection.save(folder / f"{when}-step={trainer.global_step:08d}.hnd")
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def state_key(self) -> str:
+        """Tells two HNDCallbacks of one Trainer apart."""
+        return self._generate_state_key(
+            layers=self._layers, rule=self.rule.name, dictionary=str(self._path) if self._path else None
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know: plain data."""
+        return {"last_epoch": self._last_epoch, "baseline": dict(self._baseline_scalars), "layers": list(self._names)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up where a run left off."""
+        self._last_epoch = state_dict["last_epoch"]
+        self._baseline_scalars = dict(state_dict["baseline"])
+        self._names = tuple(state_dict["layers"])

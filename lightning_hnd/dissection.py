@@ -1,0 +1,370 @@
+"""Dissection: what the units of a model were found to be. The result: typed, immutable, plain data on disk."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_hnd.concepts import Ontology
+from lightning_hnd.functional.affinity import combine_affinity
+from lightning_hnd.rules import Rule
+
+FORMAT = 1
+"""Version of the file format."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ConceptPairing:
+    """A local concept that a unit is paired with: its probability within the unit's region, and their IoU."""
+
+    name: str
+    kind: str
+    probability: float
+    iou: float
+
+
+@dataclass(frozen=True)
+class GroupPairing:
+    """A group of a global concept that a unit is paired with, and its probability."""
+
+    concept: str
+    group: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of a layer.
+
+    Attributes:
+        index: The channel.
+        dead: Whether its activation never varies over the dictionary; it pairs with nothing then.
+        threshold: The activation above which it fires.
+        region: Its facial region, None where it is not local.
+        concepts: The concepts of its region that it is paired with, most probable first.
+        groups: The groups that it is paired with, in the order of the ontology.
+    """
+
+    index: int
+    dead: bool
+    threshold: float
+    region: str | None
+    concepts: tuple[ConceptPairing, ...]
+    groups: tuple[GroupPairing, ...]
+
+    @property
+    def interpretable(self) -> bool:
+        """Whether it is paired with at least one local concept."""
+        return bool(self.concepts)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerDissection:
+    """The units of one layer under a rule.
+
+    Attributes:
+        name: The layer.
+        ontology: The concepts, in the order of the ``C`` and ``G`` axes.
+        rule: What decides the pairings.
+        statistics: What :class:`~lightning_hnd.DissectionMetric` measured, as read-only arrays.
+    """
+
+    name: str
+    ontology: Ontology
+    rule: Rule
+    statistics: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.dead)
+
+    @property
+    def dead(self) -> Array:
+        """``[U]`` bool."""
+        return self.statistics["dead"]
+
+    @property
+    def iou(self) -> Array:
+        """``[U, C]``, of the kind that the rule asks for."""
+        return self.statistics["iou_firing" if self.rule.firing_only else "iou_labelled"]
+
+    @cached_property
+    def _affinity(self) -> tuple[Array, Array]:
+        region, probability = combine_affinity(
+            torch.tensor(self.statistics["response"]),
+            torch.tensor(self.iou),
+            torch.tensor(self.ontology.concept_region),
+            iou_threshold=self.rule.iou_threshold,
+        )
+        return _frozen(region.numpy()), _frozen(probability.numpy())
+
+    @property
+    def region(self) -> Array:
+        """``[U]`` index into ``ontology.regions``, -1 where the unit is not local."""
+        return self._affinity[0]
+
+    @property
+    def probability(self) -> Array:
+        """``[U, C]``, of each concept of the unit's region."""
+        return self._affinity[1]
+
+    @property
+    def group_probability(self) -> Array:
+        """``[U, G]``, of each group within its global concept."""
+        return self.statistics["group_probability"]
+
+    @cached_property
+    def detected(self) -> Array:
+        """``[U, C]`` bool: which concepts each unit is paired with.
+
+        Those with ``P(c | u) > 1.5 / |R|``, ``|R|`` the number of concepts of the unit's region that the
+        dictionary has images of; in a region of one, that one (Stage III of the method).
+        """
+        concept_region = np.array(self.ontology.concept_region)
+        shown = self.statistics["images_per_concept"] > 0
+        size = np.array([np.sum(shown & (concept_region == r)) for r in range(len(self.ontology.regions))])
+        bar = np.where(size == 1, 0.0, 1.5 / np.maximum(size, 1))
+        return _frozen(np.asarray(self.probability > bar[concept_region], bool))
+
+    @cached_property
+    def paired(self) -> Array:
+        """``[U, G]`` bool: which groups each unit is paired with (Stage I.4 of the method).
+
+        A global concept of which the dictionary shows fewer than two groups pairs with nothing.
+        """
+        paired = np.zeros(self.group_probability.shape, bool)
+        offsets = self.ontology.group_offsets
+        for concept, first, last in zip(self.ontology.global_, offsets[:-1], offsets[1:], strict=True):
+            shown = int(np.sum(self.statistics["images_per_group"][first:last] > 0))
+            if shown >= 2:
+                paired[:, first:last] = self.group_probability[:, first:last] > concept.bar(shown)
+        return _frozen(paired)
+
+    @cached_property
+    def interpretable(self) -> Array:
+        """``[U]`` bool: units that are paired with at least one local concept."""
+        return _frozen(np.asarray(self.detected.any(axis=1)))
+
+    @cached_property
+    def strongest(self) -> tuple[int, ...]:
+        """The interpretable units, highest IoU first."""
+        best = np.where(self.interpretable, self.iou.max(axis=1, initial=0.0), -1.0)
+        order = np.argsort(-best, kind="stable")
+        return tuple(int(u) for u in order[: int(self.interpretable.sum())])
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """Every unit, by index."""
+        return tuple(self._unit(u) for u in range(len(self)))
+
+    def _unit(self, u: int) -> Unit:
+        local = self.ontology.local
+        concepts = sorted(np.flatnonzero(self.detected[u]), key=lambda c: (-self.probability[u, c], c))
+        groups = [(c.name, g) for c in self.ontology.global_ for g in c.groups]
+        return Unit(
+            index=u,
+            dead=bool(self.dead[u]),
+            threshold=float(self.statistics["threshold"][u]),
+            region=self.ontology.regions[self.region[u]] if self.region[u] >= 0 else None,
+            concepts=tuple(
+                ConceptPairing(local[c].name, local[c].kind, float(self.probability[u, c]), float(self.iou[u, c]))
+                for c in concepts
+            ),
+            groups=tuple(
+                GroupPairing(*groups[g], float(self.group_probability[u, g])) for g in np.flatnonzero(self.paired[u])
+            ),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerDissection):
+            return NotImplemented
+        return (
+            (self.name, self.ontology, self.rule) == (other.name, other.ontology, other.rule)
+            and self.statistics.keys() == other.statistics.keys()
+            and all(
+                a.dtype == other.statistics[name].dtype and np.array_equal(a, other.statistics[name])
+                for name, a in self.statistics.items()
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value
+
+    def __str__(self) -> str:
+        live = len(self) - int(self.dead.sum())
+        found = int(self.interpretable.sum())
+        lines = [f"{self.name}: {found} of {live} live units interpretable ({self.rule.name}), {len(self) - live} dead"]
+        for u in self.strongest[:10]:
+            unit = self.units[u]
+            concepts = ", ".join(f"{c.name} {c.probability:.2f} (IoU {c.iou:.3f})" for c in unit.concepts)
+            groups = ", ".join(f"{g.concept}={g.group} {g.probability:.2f}" for g in unit.groups)
+            lines.append(f"  unit {u:4d}  {unit.region:8s} {concepts}{'; ' + groups if groups else ''}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Dissection:
+    """What the units of a model's layers were found to be, on one dictionary at one moment.
+
+    ``dissection["conv.7"].units[12].region`` reads it, ``print(dissection)`` shows it.
+
+    Attributes:
+        layers: Each layer by name, in the order of the forward pass.
+        ontology: The concepts.
+        rule: What decides the pairings.
+        info: Where it comes from: plain values such as ``epoch``, ``step``, ``dictionary``, ``fingerprint``.
+    """
+
+    layers: Mapping[str, LayerDissection]
+    ontology: Ontology
+    rule: Rule
+    info: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+    @classmethod
+    def from_statistics(
+        cls,
+        statistics: Mapping[str, Mapping[str, Tensor]],
+        ontology: Ontology,
+        rule: Rule,
+        info: Mapping[str, str | int | float | bool | None] | None = None,
+    ) -> Dissection:
+        """Puts a rule to what was measured.
+
+        Args:
+            statistics: For each layer what :meth:`DissectionMetric.compute` returned.
+            ontology: The concepts.
+            rule: What decides the pairings; its quantile must be the one measured with.
+            info: Where it comes from.
+        """
+        arrays = {
+            name: {key: value.detach().cpu().numpy() for key, value in layer.items()}
+            for name, layer in statistics.items()
+        }
+        return cls._build(arrays, ontology, rule, info or {})
+
+    @classmethod
+    def _build(
+        cls,
+        arrays: Mapping[str, Mapping[str, Array]],
+        ontology: Ontology,
+        rule: Rule,
+        info: Mapping[str, str | int | float | bool | None],
+    ) -> Dissection:
+        layers = {
+            name: LayerDissection(
+                name, ontology, rule, MappingProxyType({key: _frozen(value) for key, value in layer.items()})
+            )
+            for name, layer in arrays.items()
+        }
+        return cls(MappingProxyType(layers), ontology, rule, MappingProxyType(dict(info)))
+
+    def with_rule(self, rule: Rule) -> Dissection:
+        """The same measurement under another rule, without the model.
+
+        Raises:
+            ValueError: If the rule has another quantile: thresholds would have to be measured again.
+        """
+        if rule.quantile != self.rule.quantile:
+            raise ValueError(
+                f"this was measured at quantile {self.rule.quantile:g}; rule {rule.name!r} has {rule.quantile:g}: "
+                "dissect again with it"
+            )
+        arrays = {name: layer.statistics for name, layer in self.layers.items()}
+        return self._build(arrays, self.ontology, rule, self.info)
+
+    def __getitem__(self, layer: str) -> LayerDissection:
+        if layer not in self.layers:
+            near = difflib.get_close_matches(layer, self.layers, n=3, cutoff=0.3) or list(self.layers)
+            raise KeyError(f"no layer {layer!r} was dissected; there is {', '.join(near)}")
+        return self.layers[layer]
+
+    def __iter__(self) -> Iterator[LayerDissection]:
+        return iter(self.layers.values())
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Dissection):
+            return NotImplemented
+        mine = (self.ontology, self.rule, dict(self.info), dict(self.layers))
+        return mine == (other.ontology, other.rule, dict(other.info), dict(other.layers))
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value
+
+    def __str__(self) -> str:
+        return "\n".join(str(layer) for layer in self)
+
+    # ------------------------------------------------------------------------------------------------------- on disk
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to a file: a zip of plain arrays and a JSON header, no pickle.
+
+        The file appears whole or not at all: it is written aside and then renamed.
+
+        Args:
+            path: The file, by custom ``*.hnd``. Its folder must exist.
+        """
+        header = {
+            "format": FORMAT,
+            "ontology": self.ontology.to_dict(),
+            "rule": [self.rule.quantile, self.rule.iou_threshold, self.rule.firing_only],
+            "info": dict(self.info),
+            "layers": list(self.layers),
+        }
+        arrays = {f"{i}.{key}": value for i, layer in enumerate(self) for key, value in layer.statistics.items()}
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with aside.open("wb") as file:
+                text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+                np.savez_compressed(file, allow_pickle=False, header=text, **arrays)
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dissection:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no dissection, is damaged, or is of a newer format.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                header = json.loads(data["header"].tobytes())
+                stored = {key: data[key] for key in data.files if key != "header"}
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged zip shows itself in many ways
+            raise ValueError(f"{path} is not a dissection file, or is damaged: {error}") from error
+        if header["format"] > FORMAT:
+            raise ValueError(
+                f"{path} has format {header['format']}, this version reads up to {FORMAT}; update lightning-hnd"
+            )
+        arrays = {
+            name: {key.partition(".")[2]: value for key, value in stored.items() if key.startswith(f"{i}.")}
+            for i, name in enumerate(header["layers"])
+        }
+        return cls._build(arrays, Ontology.from_dict(header["ontology"]), Rule(*header["rule"]), header["info"])
+
+
+def _frozen(array: Array) -> Array:
+    if array.flags.writeable:
+        array = array.copy() if array.base is not None else array
+        array.setflags(write=False)
+    return array

@@ -1,0 +1,95 @@
+"""What a model is given in training, held against what a dictionary would give it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_hnd.dictionary import FaceDictionary
+
+
+def find_images(batch: Any) -> Tensor | None:
+    """The images of a training or validation batch: its first tensor ``[B, 1 or 3, H, W]``.
+
+    Args:
+        batch: A tensor, or sequences and mappings of anything that hold one.
+
+    Returns:
+        The images, None if there are none.
+    """
+    if isinstance(batch, Tensor):
+        return batch if batch.ndim == 4 and batch.shape[1] in (1, 3) else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    for part in parts:
+        images = find_images(part)
+        if images is not None:
+            return images
+    return None
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Size, range, and mean and deviation per channel of images as a model gets them."""
+
+    size: tuple[int, int]
+    low: float
+    high: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor) -> InputStatistics:
+        """Those of ``images [B, channels, H, W]``."""
+        with torch.no_grad():
+            pixels = images.detach().double().transpose(0, 1).flatten(1)
+            std, mean = torch.std_mean(pixels, dim=1, correction=0)
+            low, high = float(pixels.min()), float(pixels.max())
+        height, width = images.shape[-2:]
+        return cls((height, width), low, high, tuple(mean.tolist()), tuple(std.tolist()))
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{v:.2f}" for v in values) for values in (self.mean, self.std))
+        height, width = self.size
+        return f"{height} x {width}, range {self.low:.2f} to {self.high:.2f}, mean {mean}, deviation {std}"
+
+
+def mismatch(batch: InputStatistics, dictionary: FaceDictionary) -> str | None:
+    """Says how far the model's own images are from the dictionary's, where that makes a dissection doubtful.
+
+    Far apart is: another size, ranges whose widths differ by more than 1.6 to 1 or whose middles differ by
+    more than a quarter of the width, or in a channel deviations that differ by more than 2 to 1 or means by
+    more than the deviations' mean.
+
+    Args:
+        batch: Of the first batch that the model gets.
+        dictionary: The dictionary.
+
+    Returns:
+        A warning with both, or None.
+    """
+    step = max(1, len(dictionary) // 64)
+    ours = InputStatistics.of(dictionary.images(slice(0, None, step)))
+    reasons = []
+    if batch.size != ours.size:
+        reasons.append("the sizes differ")
+    width, our_width = batch.high - batch.low, ours.high - ours.low
+    if not 1 / 1.6 < width / max(our_width, 1e-12) < 1.6 or (
+        abs(batch.high + batch.low - ours.high - ours.low) / 2 > max(width, our_width) / 4
+    ):
+        reasons.append("the ranges differ")
+    for mean, std, our_mean, our_std in zip(batch.mean, batch.std, ours.mean, ours.std, strict=False):
+        if not 0.5 <= std / max(our_std, 1e-12) <= 2 or abs(mean - our_mean) > (std + our_std) / 2:
+            reasons.append("mean or deviation differ")
+            break
+    if not reasons:
+        return None
+    return (
+        f"The dictionary's images are unlike those that the model is trained on ({' and '.join(reasons)}), so what its "
+        f"units do with them may mean nothing.\n  training:   {batch}\n  dictionary: {ours}\n"
+        "Give the size, mean and std that the model is trained with: HNDCallback(size=..., mean=..., std=...), or to "
+        "the FaceDictionary."
+    )

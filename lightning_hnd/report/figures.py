@@ -1,0 +1,114 @@
+"""Pictures of a dissection, as arrays that any logger takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.dissection import LayerDissection
+from lightning_hnd.functional import upsample
+from lightning_hnd.functional.threshold import floor_to
+
+Picture = npt.NDArray[np.uint8]
+"""``[height, width, 3]`` uint8."""
+
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")  # Paul Tol's "bright"
+
+
+def concept_histogram(layer: LayerDissection) -> Picture:
+    """How many units each local concept is paired with: the paper's figure.
+
+    Concepts stand by region, coloured by kind; those that the dictionary has no image of are left out.
+
+    Args:
+        layer: Any.
+    """
+    ontology = layer.ontology
+    shown = np.flatnonzero(layer.statistics["images_per_concept"] > 0)
+    order = sorted(shown, key=lambda c: (ontology.concept_region[c], ontology.concept_kind[c], c))
+    counts = layer.detected.sum(axis=0)[order]
+    figure = _figure(9, 4)
+    axes = figure.add_subplot()
+    axes.bar(range(len(order)), counts, color=[_colour(ontology.concept_kind[c]) for c in order])
+    axes.set_xticks(range(len(order)), [ontology.local[c].name for c in order], rotation=90, fontsize=7)
+    axes.set_xlim(-0.6, max(len(order), 1) - 0.4)
+    axes.set_ylim(0, max(1.0, float(counts.max(initial=0))) * 1.15)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("units")
+    for r, region in enumerate(ontology.regions):
+        places = [i for i, c in enumerate(order) if ontology.concept_region[c] == r]
+        if places:
+            axes.axvline(places[-1] + 0.5, color="#dddddd", linewidth=0.8, zorder=0)
+            axes.text(np.mean(places), 0.99, region, transform=axes.get_xaxis_transform(), ha="center", va="top")
+    for k, kind in enumerate(ontology.kinds):
+        if any(ontology.concept_kind[c] == k for c in order):
+            axes.bar(0, 0, color=_colour(k), label=kind.replace("_", " "))
+    if order:
+        axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(ontology.kinds))
+    axes.set_title(f"{layer.name}: units paired with each concept ({layer.rule.name})", fontsize=10, loc="left")
+    return _render(figure)
+
+
+def overlays(layer: LayerDissection, dictionary: FaceDictionary, rows: int = 6) -> Picture:
+    """The faces that the strongest units fire on, the firing area lit.
+
+    A row for each unit; from left to right the faces on which it peaks highest. What is dark does not exceed
+    the unit's threshold.
+
+    Args:
+        layer: Any.
+        dictionary: The one it was dissected with.
+        rows: Units at most.
+    """
+    units = layer.strongest[:rows]
+    images, maps = layer.statistics["exemplar_image"], layer.statistics["exemplar_map"]
+    columns = images.shape[1]
+    height, width = dictionary.size
+    figure = _figure(2.2 + 1.5 * columns, 0.5 + 1.5 * max(len(units), 1) * height / width)
+    title = f"{layer.name}: where the strongest units fire ({layer.rule.name})"
+    figure.suptitle(title if units else f"{layer.name}: no unit is interpretable yet ({layer.rule.name})", fontsize=10)
+    grid = figure.add_gridspec(max(len(units), 1), columns + 1, width_ratios=[1.5] + [1] * columns)
+    for i, u in enumerate(units):
+        unit = layer.units[u]
+        names = "\n".join(f"{c.name} {c.probability:.2f}\nIoU {c.iou:.3f}" for c in unit.concepts[:3])
+        label = figure.add_subplot(grid[i, 0])
+        label.text(0.95, 0.5, f"unit {u} ({unit.region})\n{names}", ha="right", va="center", fontsize=7)
+        label.axis("off")
+        lit = _firing(maps[u], float(layer.statistics["threshold"][u]), (height, width))
+        for j, image in enumerate(images[u]):
+            if image < 0:
+                continue
+            axes = figure.add_subplot(grid[i, j + 1])
+            face = dictionary.pictures[int(image)].permute(1, 2, 0).expand(-1, -1, 3).numpy()
+            axes.imshow(np.where(lit[j][..., None], face, face * 0.4).astype(np.uint8))
+            axes.axis("off")
+    return _render(figure)
+
+
+def _firing(maps: npt.NDArray[Any], threshold: float, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    tensor = torch.tensor(maps)
+    level = floor_to(torch.tensor(threshold, dtype=torch.float64), tensor.dtype)
+    fires: npt.NDArray[np.bool_] = (upsample(tensor, size) > level).numpy()
+    return fires
+
+
+def _colour(kind: int) -> str:
+    return _COLOURS[kind % len(_COLOURS)]
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # not at the top: matplotlib takes longer to import than all the rest
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _render(figure: Any) -> Picture:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,63 @@
+"""The numbers of a dissection under fixed keys: the same keys in every epoch, so that curves never break."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_hnd.concepts import Ontology
+from lightning_hnd.dissection import Dissection, LayerDissection
+
+
+def scalars(dissection: Dissection) -> dict[str, float]:
+    """Every scalar of a dissection, under ``hnd/<layer>/<rule>/...``.
+
+    - ``interpretable_units``: units paired with at least one local concept
+    - ``interpretable_fraction``: their share of the live units, 0 where none lives
+    - ``dead_units``: units whose activation never varies over the dictionary
+    - ``mean_iou``: mean over the interpretable units of their best IoU, 0 where there is none
+    - ``region/<region>``: interpretable units of the region
+    - ``kind/<kind>``: units paired with a concept of the kind
+    - ``group/<concept>/<group>``: units paired with the group
+
+    Args:
+        dissection: Any.
+    """
+    return {
+        f"{prefix(layer.name, dissection.rule.name)}/{key}": value
+        for layer in dissection
+        for key, value in _layer_scalars(layer).items()
+    }
+
+
+def prefix(layer: str, rule: str) -> str:
+    """What the keys of a layer begin with."""
+    return f"hnd/{layer}/{rule}"
+
+
+def keys(ontology: Ontology) -> tuple[str, ...]:
+    """What follows the prefix: every key of a layer, before anything is measured."""
+    return (
+        "interpretable_units",
+        "interpretable_fraction",
+        "dead_units",
+        "mean_iou",
+        *(f"region/{region}" for region in ontology.regions),
+        *(f"kind/{kind}" for kind in ontology.kinds),
+        *(f"group/{concept.name}/{group}" for concept in ontology.global_ for group in concept.groups),
+    )
+
+
+def _layer_scalars(layer: LayerDissection) -> dict[str, float]:
+    ontology, found = layer.ontology, layer.interpretable
+    live = len(layer) - int(layer.dead.sum())
+    kind = np.array(ontology.concept_kind)
+    values = (
+        found.sum(),
+        found.sum() / max(live, 1),
+        layer.dead.sum(),
+        layer.iou[found].max(axis=1).mean() if found.any() else 0.0,
+        *(np.sum(found & (layer.region == r)) for r in range(len(ontology.regions))),
+        *(layer.detected[:, kind == k].any(axis=1).sum() for k in range(len(ontology.kinds))),
+        *layer.paired.sum(axis=0),
+    )
+    return dict(zip(keys(ontology), map(float, values), strict=True))

@@ -1,0 +1,27 @@
+"""A dissection in TensorBoard: table, histogram, overlays. The scalars go through Lightning's own logging."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.dissection import Dissection
+from lightning_hnd.report.figures import concept_histogram, overlays
+from lightning_hnd.report.scalars import prefix
+from lightning_hnd.report.tables import markdown_table
+
+
+def write(writer: Any, dissection: Dissection, dictionary: FaceDictionary, step: int) -> None:
+    """Writes what is not a scalar.
+
+    Args:
+        writer: A TensorBoard ``SummaryWriter``.
+        dissection: Any.
+        dictionary: The one it was made with.
+        step: Where on the axis it belongs.
+    """
+    writer.add_text(f"hnd/assignments/{dissection.rule.name}", markdown_table(dissection), step)
+    for layer in dissection:
+        key = prefix(layer.name, dissection.rule.name)
+        writer.add_image(f"{key}/concepts", concept_histogram(layer), step, dataformats="HWC")
+        writer.add_image(f"{key}/overlays", overlays(layer, dictionary), step, dataformats="HWC")

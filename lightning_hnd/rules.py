@@ -1,0 +1,51 @@
+"""Rules: when a unit is said to be paired with a concept or a group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The settings that decide which units are interpretable. Its name is part of every key made with it.
+
+    Args:
+        quantile: Fraction of a unit's activations that exceed its threshold (Stage II.1).
+        iou_threshold: The bar that a local unit's best IoU must exceed (Stage II.4).
+        firing_only: Whether only the images in which the unit fires count in its IoU, as in the released
+            code, instead of every image that carries the concept.
+
+    Raises:
+        ValueError: If ``quantile`` is not in (0, 1) or ``iou_threshold`` not in [0, 1).
+
+    Example:
+        >>> from lightning_hnd.rules import README, Rule
+        >>> README.name, Rule(quantile=0.01).name
+        ('readme', 'labelled-q0.01-iou0.04')
+    """
+
+    quantile: float = 0.005
+    iou_threshold: float = 0.04
+    firing_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.quantile < 1.0:
+            raise ValueError(f"quantile must lie between 0 and 1 (exclusive), got {self.quantile}")
+        if not 0.0 <= self.iou_threshold < 1.0:
+            raise ValueError(f"iou_threshold must lie in [0, 1), got {self.iou_threshold}")
+
+    @property
+    def name(self) -> str:
+        """``readme`` or ``released`` for the settings of that name, else the settings spelled out."""
+        for name, rule in (("readme", README), ("released", RELEASED)):
+            if self == rule:
+                return name
+        kind = "firing" if self.firing_only else "labelled"
+        return f"{kind}-q{self.quantile:g}-iou{self.iou_threshold:g}"
+
+
+README = Rule(quantile=0.005, iou_threshold=0.04, firing_only=False)
+"""What the released code's README describes, and Network Dissection does: the default."""
+
+RELEASED = Rule(quantile=0.05, iou_threshold=0.04, firing_only=True)
+"""What the released code's settings file does. It calls units of pure noise interpretable; for comparison only."""

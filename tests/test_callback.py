@@ -1,0 +1,279 @@
+"""HNDCallback through a real Trainer: what it logs, when, and that training never notices."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from conftest import random_dictionary
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_hnd import Dissection, HNDCallback, dissect
+from lightning_hnd.report import scalars
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+SIZE = (24, 32)
+
+
+class Net(L.LightningModule):
+    def __init__(self, channels: int = 3, example: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 6, 4, 4), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 1))
+        self.example_input_array = torch.zeros(1, channels, *SIZE) if example else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))[:, 0]
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: list[Tensor], _: int) -> None:
+        self.log("val_loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), 0.01)
+
+
+def data(channels: int = 3, scale: float = 1.0, workers: int = 0) -> tuple[DataLoader, DataLoader]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(32, channels, *SIZE, generator=generator) * 2 - 1
+    dataset = TensorDataset(images * scale, torch.rand(32, generator=generator))
+    options: dict[str, Any] = {"batch_size": 8, "num_workers": workers}
+    return DataLoader(dataset, shuffle=True, **options), DataLoader(dataset, **options)
+
+
+def trainer(tmp_path: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+    settings: dict[str, Any] = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "default_root_dir": tmp_path,
+        "log_every_n_steps": 1,
+    }
+    return L.Trainer(callbacks=list(callbacks), **{**settings, **options})
+
+
+def test_training_ends_in_the_same_bits(tmp_path: Path) -> None:
+    def train(*callbacks: L.Callback) -> tuple[dict[str, Tensor], Tensor]:
+        L.seed_everything(3, verbose=False)
+        net = Net()
+        run = trainer(tmp_path, *callbacks)
+        run.fit(net, *data(workers=2))
+        return {**net.state_dict(), **run.optimizers[0].state_dict()["state"][0]}, torch.get_rng_state()
+
+    callback = HNDCallback(random_dictionary())
+    with_it, without_it = train(callback), train()
+    assert callback.latest is not None
+    assert with_it[0].keys() == without_it[0].keys()
+    for name, value in with_it[0].items():
+        assert torch.equal(value, without_it[0][name]), name
+    assert torch.equal(with_it[1], without_it[1])
+
+
+class Watch(L.Callback):
+    """Asserts at each validation what other callbacks would find."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            hnd = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("hnd/")}
+            expected = scalars(dissect(pl_module, random_dictionary(), "body.2"))
+            assert hnd == pytest.approx(expected)
+            assert pl_module.training == any(m.training for m in pl_module.modules())
+            self.seen.append(hnd)
+
+
+def test_scalars_are_those_of_the_model_of_that_moment_under_the_same_keys(tmp_path: Path) -> None:
+    watch, callback = Watch(), HNDCallback(random_dictionary())
+    L.seed_everything(0, verbose=False)
+    logger = CSVLogger(tmp_path, name="", version="")
+    net = Net()
+    at_start = scalars(dissect(net, random_dictionary(), "body.2"))
+    trainer(tmp_path, callback, watch, max_epochs=3, logger=logger).fit(net, *data())
+    assert len(watch.seen) == 3
+    assert len({frozenset(seen) for seen in watch.seen}) == 1
+    assert "hnd/body.2/readme/interpretable_fraction" in watch.seen[0]
+    assert "hnd/body.2/readme/group/gender/Female" in watch.seen[0]
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["hnd/body.2/readme/dead_units"]]
+    assert [int(row["step"]) for row in rows] == [0, 3, 7, 11]  # Lightning counts the epoch's end as its last step
+    for row, expected in zip(rows, [at_start, *watch.seen], strict=True):
+        assert {k: float(row[k]) for k in expected} == pytest.approx(expected)
+
+
+def test_each_dissection_is_a_file_beside_the_logs(tmp_path: Path) -> None:
+    callback = HNDCallback(random_dictionary(), layers="body.*", every_n_epochs=2)
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer(tmp_path, callback, max_epochs=4, logger=logger).fit(Net(), *data())
+    files = sorted(path.name for path in (tmp_path / "hnd").iterdir())
+    assert files == ["epoch=0000-step=00000004.hnd", "epoch=0002-step=00000012.hnd", "start-step=00000000.hnd"]
+    latest = Dissection.load(tmp_path / "hnd" / files[1])
+    assert latest == callback.latest
+    assert list(latest.layers) == ["body.0", "body.1", "body.2"]
+    assert (latest.info["epoch"], latest.info["step"], latest.info["at_start"]) == (2, 12, False)
+    assert Dissection.load(tmp_path / "hnd" / files[2]) == callback.baseline
+
+
+def test_tensorboard_gets_scalars_table_and_pictures(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer(tmp_path, HNDCallback(random_dictionary()), logger=logger).fit(Net(), *data())
+    events = event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    steps = [event.step for event in events.Scalars("hnd/body.2/readme/interpretable_units")]
+    assert steps == [0, 3, 7]
+    for tag in ("hnd/body.2/readme/concepts", "hnd/body.2/readme/overlays"):
+        assert len(events.Images(tag)) == 3
+    text = events.Tensors("hnd/assignments/readme/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "| unit | region |" in text
+
+
+def test_checkpoints_and_early_stopping_work_on_the_scalars(tmp_path: Path) -> None:
+    key = "hnd/body.2/readme/dead_units"
+    keep = ModelCheckpoint(tmp_path, monitor=key, filename="best")
+    stop = EarlyStopping(key, patience=1, min_delta=100)
+    run = trainer(tmp_path, HNDCallback(random_dictionary()), keep, stop, max_epochs=9)
+    run.fit(Net(), *data())
+    assert run.current_epoch == 2
+    assert keep.best_model_score == run.callback_metrics[key]
+
+
+def test_a_stale_or_unknown_monitor_is_refused_before_training(tmp_path: Path) -> None:
+    stop = EarlyStopping("hnd/body.2/readme/mean_iou")
+    with pytest.raises(
+        ValueError, match=r"EarlyStopping monitors 'hnd/body.2/readme/mean_iou', .* every 3 epochs only"
+    ):
+        trainer(tmp_path, HNDCallback(random_dictionary(), every_n_epochs=3), stop).fit(Net(), *data())
+    stop = EarlyStopping("hnd/body.2/readme/mean_iuo")
+    net = Net()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"does not log; did you mean hnd/body.2/readme/mean_iou"):
+        trainer(tmp_path, HNDCallback(random_dictionary()), stop).fit(net, *data())
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("example", [True, False])
+@pytest.mark.parametrize("sanity", [0, 2])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_size_and_channels_are_learnt_from_the_run(tmp_path: Path, folder: Path, example, sanity, channels) -> None:
+    callback = HNDCallback(folder)
+    run = trainer(tmp_path, callback, num_sanity_val_steps=sanity, max_epochs=1)
+    run.fit(Net(channels, example), *data(channels))
+    assert callback.dictionary is not None
+    assert (callback.dictionary.size, callback.dictionary.channels) == (SIZE, channels)
+    assert callback.baseline is not None
+    assert callback.baseline.info["step"] == 0
+
+
+def test_the_built_in_faces_are_called_drawings(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="built-in dictionary are drawings") as caught:
+        trainer(tmp_path, HNDCallback(), max_epochs=1).fit(Net(), *data())
+    assert sum("drawings" in str(w.message) for w in caught) == 1
+
+
+@pytest.mark.parametrize(("scale", "far"), [(1.0, False), (0.5, True), (127.5, True)])
+def test_images_unlike_the_models_own_are_warned_of(tmp_path: Path, scale: float, far: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, HNDCallback(random_dictionary()), max_epochs=1).fit(Net(), *data(scale=scale))
+    said = [str(w.message) for w in caught if "unlike those" in str(w.message)]
+    assert len(said) == far
+    if far:
+        low = data(scale=scale)[0].dataset.tensors[0][:8].min()
+        assert f"training:   24 x 32, range {low:.2f} to " in said[0]
+        assert "range -1.00 to 1.00" in said[0]
+
+
+def test_a_resumed_run_keeps_its_first_baseline(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="last", save_top_k=-1)
+    first = HNDCallback(random_dictionary())
+    L.seed_everything(0, verbose=False)
+    trainer(tmp_path, first, keep, max_epochs=1).fit(Net(), *data())
+    assert first.baseline is not None
+    second = HNDCallback(random_dictionary())
+    run = trainer(tmp_path, second, max_epochs=2)
+    run.fit(Net(), *data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert second.baseline is None
+    assert second.state_dict()["baseline"] == scalars(first.baseline)
+    assert second.latest is not None
+    assert second.latest.info["epoch"] == 1
+
+
+def test_a_callback_serves_run_after_run(tmp_path: Path) -> None:
+    callback = HNDCallback(random_dictionary())
+    baselines = []
+    for seed in range(2):
+        L.seed_everything(seed, verbose=False)
+        trainer(tmp_path / str(seed), callback, max_epochs=1).fit(Net(), *data())
+        baselines.append(callback.baseline)
+        assert len(list((tmp_path / str(seed) / "hnd").iterdir())) == 2
+    assert baselines[0] != baselines[1]
+
+
+def test_two_callbacks_keep_out_of_each_others_way(tmp_path: Path) -> None:
+    first, second = (HNDCallback(random_dictionary(), layers=layer) for layer in ("body.0", "body.2"))
+    run = trainer(tmp_path, first, second, max_epochs=1)
+    run.fit(Net(), *data())
+    for callback, folder, layer in ((first, "hnd", "body.0"), (second, "hnd-2", "body.2")):
+        assert Dissection.load(tmp_path / folder / "epoch=0000-step=00000004.hnd") == callback.latest
+        assert f"hnd/{layer}/readme/mean_iou" in run.callback_metrics
+
+
+def test_a_run_without_validation_is_told(tmp_path: Path) -> None:
+    callback = HNDCallback(random_dictionary())
+    with pytest.warns(UserWarning, match="dissects at validation, and this run has none"):
+        trainer(tmp_path, callback, max_epochs=1, limit_val_batches=0).fit(Net(), *data())
+    assert callback.baseline is not None
+    assert callback.latest is None
+
+
+def test_bad_settings_are_named(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no Face Dictionary at nowhere"):
+        HNDCallback("nowhere")
+    with pytest.raises(ValueError, match="every_n_epochs must be at least 1, got 0"):
+        HNDCallback(every_n_epochs=0)
+    with pytest.raises(ValueError, match="quantile must lie between 0 and 1"):
+        HNDCallback(quantile=0)
+    with pytest.raises(ValueError, match=r"size=64 is given, but the FaceDictionary has its own: \(24, 32\)"):
+        HNDCallback(random_dictionary(), size=64)
+    with pytest.raises(ValueError, match="no layer matches 'boddy'"):
+        trainer(tmp_path, HNDCallback(random_dictionary(), layers="boddy")).fit(Net(), *data())
+    (folder / "Attributes.csv").write_text("image,labels\nattributes/9/original.png,\n")
+    with pytest.raises(FileNotFoundError, match=r"9/original\.png"):
+        trainer(tmp_path, HNDCallback(folder)).fit(Net(example=True), *data())
+
+
+def test_a_layer_out_of_reach_is_named_before_the_first_step(tmp_path: Path) -> None:
+    class WithTeacher(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = nn.Conv2d(3, 3, 1)
+
+    net = WithTeacher()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(ValueError, match="layer 'teacher' never fired its hook"):
+        trainer(tmp_path, HNDCallback(random_dictionary(), layers="teacher")).fit(net, *data())
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+def test_validation_on_its_own_dissects(tmp_path: Path) -> None:
+    callback: HNDCallback = HNDCallback(random_dictionary())
+    metrics = trainer(tmp_path, callback).validate(Net(), data()[1], verbose=False)
+    assert "hnd/body.2/readme/interpretable_units" in metrics[0]

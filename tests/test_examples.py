@@ -1,0 +1,40 @@
+"""The example programs, run as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from lightning_hnd import Dissection
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_dissect_pretrained(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())\n"
+    )
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU()).state_dict(), tmp_path / "weights.pth")
+    program = [sys.executable, EXAMPLES / "dissect_pretrained.py", "my_models:net", "weights.pth", folder]
+    done = subprocess.run([*program, "--size", "24", "32"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "live units interpretable (readme)" in done.stdout
+    report = tmp_path / "dissection"
+    assert list(Dissection.load(report / "dissection.hnd").layers) == ["1"]
+    assert "| unit | region |" in (report / "assignments.md").read_text()
+    for picture in ("1-concepts.png", "1-overlays.png"):
+        with Image.open(report / picture) as image:
+            assert image.width > 300
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    program = [sys.executable, EXAMPLES / "quickstart.py", "--epochs", "1", "--faces", "130", "--logs", tmp_path]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "At start" in done.stdout
+    assert len(list(tmp_path.glob("*/*/hnd/*.hnd"))) == 2

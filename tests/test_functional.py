@@ -1,0 +1,198 @@
+"""The fast functions against a naive oracle, closed forms, and invariances that must hold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_hnd.functional import (
+    activation_threshold,
+    concept_affinity,
+    concept_iou,
+    count_overlap,
+    group_affinity,
+    mid_ranks,
+    upsample,
+)
+from lightning_hnd.functional.tiles import count_bits
+
+CONCEPTS = 5
+
+
+def random_masks(images: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks of every sort: blobs, single pixels, empty and full ones; some images carry none."""
+    carries = torch.rand(images, CONCEPTS, generator=generator) < 0.5
+    carries[0] = False
+    image, concept = carries.nonzero(as_tuple=True)
+    order = torch.randperm(len(image), generator=generator)  # masks come in any order
+    image, concept = image[order], concept[order]
+    masks = torch.rand(len(image), *size, generator=generator) < torch.rand(len(image), 1, 1, generator=generator)
+    masks[::7] = False
+    masks[1::7] = True
+    return masks, image, concept
+
+
+def count_both_ways(maps: Tensor, thresholds: Tensor, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    masks, image, concept = random_masks(len(maps), size, torch.Generator().manual_seed(3))
+    fires = maps.flatten(2).amax(-1) > thresholds
+    i, u = fires.nonzero(as_tuple=True)
+    ours = count_overlap(maps[i, u], u, i, thresholds, masks, image, concept, CONCEPTS)
+    truth = oracle.counts(maps.numpy(), thresholds.numpy(), masks.numpy(), image.numpy(), concept.numpy(), CONCEPTS)
+    return np.stack([count.numpy() for count in ours]), truth
+
+
+SIZES = [
+    ((4, 4), (16, 16)),
+    ((3, 5), (17, 29)),  # neither square nor dividing
+    ((2, 1), (40, 37)),  # tiles wider than a word
+    ((1, 1), (6, 5)),
+    ((9, 8), (5, 4)),  # maps larger than the image
+    ((7, 7), (7, 7)),
+    ((5, 4), (12, 70)),
+]
+
+
+@pytest.mark.parametrize(("cells", "size"), SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_counts_equal_the_oracle_to_the_last_pixel(cells, size, dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(4, 3, *cells, generator=generator, dtype=dtype)
+    ours, truth = count_both_ways(maps, torch.tensor([-0.7, 0.1, 1.1], dtype=torch.float64), size)
+    np.testing.assert_array_equal(ours, truth)
+    assert truth[1].any()
+
+
+@pytest.mark.parametrize(
+    ("maps", "threshold"),
+    [
+        (torch.full((3, 1, 4, 4), 0.3), 0.3),  # constant, at the threshold: nothing is on
+        (torch.full((3, 1, 4, 4), 0.3), math.nextafter(0.3, 0)),  # below float32's 0.3: all is on
+        (torch.randint(0, 3, (5, 1, 4, 4), generator=torch.Generator().manual_seed(2)).float(), 1.0),  # ties
+        (torch.randint(-3, 0, (5, 1, 4, 4), generator=torch.Generator().manual_seed(2)).float(), -2.0),
+        # neighbours a few roundings apart: where a row crosses is decided by rounding alone
+        (1 + torch.randint(0, 3, (5, 1, 4, 4), generator=torch.Generator().manual_seed(4)) * 2**-23, 1.0),
+        (1 + torch.randint(0, 3, (5, 1, 4, 4), generator=torch.Generator().manual_seed(5)) * 2**-23, 1 + 2**-23),
+    ],
+)
+def test_counts_at_ties_and_roundings(maps: Tensor, threshold: float) -> None:
+    ours, truth = count_both_ways(maps, torch.tensor([threshold], dtype=torch.float64), (19, 50))
+    np.testing.assert_array_equal(ours, truth)
+
+
+def test_count_bits() -> None:
+    words = torch.randint(-(2**63), 2**63 - 1, (1000,), generator=torch.Generator().manual_seed(0))
+    assert count_bits(words).tolist() == [bin(w & (2**64 - 1)).count("1") for w in words.tolist()]
+
+
+def test_upsampling_never_leaves_the_range_of_its_corners() -> None:
+    maps = torch.rand(300, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, 3, 3)
+    assert torch.equal(upsample(maps, (20, 20)), maps[:, :1, :1].expand(-1, 20, 20))
+    random = torch.randn(50, 4, 5, generator=torch.Generator().manual_seed(1))
+    wide = upsample(random, (33, 41))
+    reference = torch.nn.functional.interpolate(random[None].double(), (33, 41), mode="bilinear")[0]
+    torch.testing.assert_close(wide.double(), reference, rtol=0, atol=1e-6)
+
+
+def test_iou_in_closed_form() -> None:
+    """A cone-shaped map of one hot cell: a pixel at t from the cell's centre is on where (1-tx)(1-ty) > T."""
+    maps = torch.zeros(1, 1, 3, 3)
+    maps[0, 0, 1, 1] = 1.0
+    side, threshold = 48, 0.5
+    centre = (np.arange(side) + 0.5) * 3 / side - 1.5
+    fires = np.clip(1 - abs(centre), 0, None)[:, None] * np.clip(1 - abs(centre), 0, None) > threshold
+    mask = torch.zeros(1, side, side, dtype=torch.bool)
+    mask[:, : side // 2] = True  # the upper half: by symmetry it holds half of what fires
+    iou = concept_iou(maps, torch.tensor([threshold]), mask, torch.tensor([0]), torch.tensor([0]), 1)
+    area = int(fires.sum())
+    assert iou.item() == (area / 2) / (area / 2 + side * side / 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (7, 3, 2, 5), (40, 4, 6, 6)])
+@pytest.mark.parametrize("quantile", [0.005, 0.05, 0.5, 0.99])
+def test_threshold_is_numpys_quantile_to_the_last_bit(shape, quantile) -> None:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    flat = values.transpose(0, 1).flatten(1).numpy()
+    np.testing.assert_array_equal(activation_threshold(values, quantile), np.quantile(flat, 1 - quantile, axis=1))
+
+
+@pytest.mark.parametrize("quantile", [0.0, 1.0, -0.1, math.nan])
+def test_threshold_refuses_a_quantile_out_of_range(quantile: float) -> None:
+    with pytest.raises(ValueError, match="quantile must lie between 0 and 1"):
+        activation_threshold(torch.zeros(1, 1, 1, 1), quantile)
+
+
+def planted(ties: bool) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    peak = torch.rand(30, 6, generator=generator)
+    peak = (peak * 4).floor() / 4 if ties else peak
+    peak[:, 5] = 0.5
+    carries = torch.rand(30, CONCEPTS, generator=generator) < 0.4
+    return {
+        "peak": peak,
+        "low": peak.amin(0) - torch.tensor([0.1] * 5 + [0.0]),
+        "high": peak.amax(0),
+        "carries": carries,
+        "iou": torch.rand(6, CONCEPTS, generator=generator) * 0.06,
+        "concept_region": torch.tensor([0, 0, 1, 1, 1]),
+    }
+
+
+def in_double(values: Tensor) -> np.ndarray:
+    return (values.double() if values.is_floating_point() else values).numpy()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_concept_affinity_equals_the_oracle_in_any_order(ties: bool) -> None:
+    given = planted(ties)
+    truth = oracle.concept_affinity(*(in_double(value) for value in given.values()), 0.04)
+    region, probability = concept_affinity(**given)
+    np.testing.assert_array_equal(region, truth[0])
+    np.testing.assert_allclose(probability, truth[1], rtol=0, atol=1e-12)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    again = concept_affinity(**{**given, "peak": given["peak"][order], "carries": given["carries"][order]})
+    assert torch.equal(again[0], region)
+    torch.testing.assert_close(again[1], probability, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_group_affinity_equals_the_oracle_in_any_order(ties: bool) -> None:
+    given = planted(ties)
+    group = torch.arange(30) % 3
+    args = given["low"], given["high"]
+    ours = group_affinity(given["peak"], *args, group, 3)
+    truth = oracle.group_affinity(*map(in_double, (given["peak"], *args, group)), 3)
+    np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-12)
+    assert ours[5].tolist() == [0, 0, 0]  # the constant unit
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    again = group_affinity(given["peak"][order], *args, group[order], 3)
+    torch.testing.assert_close(again, ours, rtol=0, atol=1e-12)
+
+
+def test_images_without_a_label_of_the_concept_do_not_count() -> None:
+    given = planted(ties=False)
+    group = torch.arange(30) % 3
+    with_unknown = torch.where(torch.arange(30) < 10, -1, group)
+    ours = group_affinity(given["peak"], given["low"], given["high"], with_unknown, 3)
+    alone = group_affinity(given["peak"][10:], given["low"], given["high"], group[10:], 3)
+    assert torch.equal(ours, alone)
+
+
+def test_mid_ranks() -> None:
+    values = torch.tensor([[3.0], [1.0], [3.0], [2.0]])
+    assert mid_ranks(values)[:, 0].tolist() == [3.5, 1.0, 3.5, 2.0]
+
+
+def test_bad_masks_are_named() -> None:
+    maps, masks = torch.zeros(2, 1, 2, 2), torch.zeros(3, 4, 4, dtype=torch.bool)
+    index = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"masks must be \[M, H, W\] bool"):
+        concept_iou(maps, torch.zeros(1), masks.float(), index, index, 1)
+    with pytest.raises(ValueError, match=r"mask_image must lie in 0\.\.1, got 5\.\.5"):
+        concept_iou(maps, torch.zeros(1), masks, index + 5, index, 1)
+    with pytest.raises(ValueError, match=r"thresholds must be \[1\]"):
+        concept_iou(maps, torch.zeros(2), masks, index, index, 1)

@@ -1,0 +1,185 @@
+"""DissectionMetric: streaming gives what the functions give on everything at once, and torchmetrics' contract holds."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from conftest import random_dictionary
+from torch import Tensor
+
+from lightning_hnd import PAPER, DissectionMetric, FaceDictionary
+
+UNITS, CELLS = 5, (4, 6)
+
+
+def activations(dictionary: FaceDictionary, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random maps; the last unit is dead, the one before has ties everywhere."""
+    maps = torch.randn(len(dictionary), UNITS, *CELLS, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    maps[:, -1] = 0.25
+    maps[:, -2] = maps[:, -2].round()
+    return maps
+
+
+def run(metric: DissectionMetric, dictionary: FaceDictionary, maps: Tensor, batch_size: int) -> dict[str, Tensor]:
+    for batch in dictionary.batches(batch_size):
+        metric.update(maps[batch.index], batch)
+    return metric.compute()
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("quantile", [0.005, 0.05, 0.4])
+def test_statistics_equal_the_oracle(dictionary: FaceDictionary, quantile: float) -> None:
+    maps = activations(dictionary)
+    ours = run(DissectionMetric(quantile=quantile, num_local=dictionary.num_local), dictionary, maps, batch_size=5)
+    local = (dictionary.source >= 0).numpy()
+    values = maps.double().numpy()
+    thresholds = np.quantile(values[local].transpose(1, 0, 2, 3).reshape(UNITS, -1), 1 - quantile, axis=1)
+    np.testing.assert_array_equal(ours["threshold"], thresholds)
+
+    batch = next(dictionary.batches(len(dictionary)))
+    given = (maps.numpy(), thresholds, batch.masks.numpy(), batch.mask_image.numpy(), batch.mask_concept.numpy(), 38)
+    counted = np.stack([ours[name].numpy() for name in ("intersection", "firing", "mask", "mask_firing")])
+    np.testing.assert_array_equal(counted, oracle.counts(*given))
+    np.testing.assert_array_equal(ours["iou_labelled"], oracle.iou(*given, firing_only=False))
+    np.testing.assert_array_equal(ours["iou_firing"], oracle.iou(*given, firing_only=True))
+
+    peak, trough = values.max((2, 3)), values.min((2, 3))
+    carries = np.zeros((len(dictionary), 38), bool)
+    carries[batch.mask_image, batch.mask_concept] = True
+    np.testing.assert_array_equal(ours["images_per_concept"], carries.sum(0))
+    np.testing.assert_array_equal(ours["low"], trough[local].min(0).astype(np.float32))
+    region = np.array(PAPER.concept_region)
+    for u in range(UNITS):
+        for r in range(len(PAPER.regions)):
+            images = local & carries[:, region == r].any(1)
+            truth = oracle.responses(
+                peak[images, u], trough[local, u].min(), peak[local, u].max(), carries[images][:, region == r]
+            )
+            np.testing.assert_allclose(ours["response"][u].numpy()[region == r], truth, rtol=0, atol=1e-12)
+    gender = dictionary.group[:, PAPER.global_index("gender")].numpy()
+    shown = gender >= 0
+    truth = oracle.group_affinity(peak[shown], trough[shown].min(0), peak[shown].max(0), gender[shown], 2)
+    first = PAPER.group_offsets[PAPER.global_index("gender")]
+    np.testing.assert_allclose(ours["group_probability"][:, first : first + 2], truth, rtol=0, atol=1e-12)
+    assert ours["dead"].tolist() == [False] * (UNITS - 1) + [True]
+
+
+def test_exemplars_are_the_highest_peaks_that_fire(dictionary: FaceDictionary) -> None:
+    maps = activations(dictionary)
+    metric = DissectionMetric(quantile=0.05, num_local=dictionary.num_local, num_exemplars=3)
+    ours = run(metric, dictionary, maps, batch_size=4)
+    local = (dictionary.source >= 0).nonzero().flatten()
+    peak = maps[local].flatten(2).amax(-1)
+    for u in range(3):  # those without ties
+        firing = local[peak[:, u] > ours["threshold"][u]]
+        best = sorted(firing.tolist(), key=lambda i: -float(maps[i, u].max()))[:3]
+        assert ours["exemplar_image"][u].tolist() == best + [-1] * (3 - len(best))
+        assert torch.equal(ours["exemplar_map"][u, : len(best)], maps[best, u])
+    assert ours["exemplar_image"][-1].tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_batches_and_pruning_change_nothing(dictionary: FaceDictionary, dtype: torch.dtype) -> None:
+    maps = activations(dictionary, dtype)
+    whole = run(DissectionMetric(), dictionary, maps, batch_size=len(dictionary))
+    for batch_size in (1, 7):
+        for num_local in (None, dictionary.num_local):
+            ours = run(DissectionMetric(num_local=num_local), dictionary, maps, batch_size)
+            assert_same(ours, whole)
+
+
+def test_pruning_keeps_little() -> None:
+    dictionary = random_dictionary(images=120)
+    metric = DissectionMetric(num_local=dictionary.num_local)
+    maps = torch.randn(len(dictionary), UNITS, *CELLS, generator=torch.Generator().manual_seed(0))
+    run(metric, dictionary, maps, batch_size=6)
+    assert sum(map(len, metric.maps)) < dictionary.num_local * UNITS / 3
+
+
+def test_the_order_of_the_images_does_not_matter(dictionary: FaceDictionary) -> None:
+    maps = activations(dictionary)
+    ours = run(DissectionMetric(num_local=dictionary.num_local), dictionary, maps, 5)
+    order = torch.randperm(len(dictionary), generator=torch.Generator().manual_seed(2))
+    shuffled = dictionary.subset(order)
+    again = run(DissectionMetric(num_local=dictionary.num_local), shuffled, maps[order], 5)
+    place = torch.cat([order, torch.tensor([-1])])
+    again["exemplar_image"] = place[again["exemplar_image"]]  # -1 picks the last: -1
+    for name in ("exemplar_image", "exemplar_map"):  # ties between images go by position
+        ours[name], again[name] = ours[name][:3], again[name][:3]
+    assert_same(again, ours, tolerance=1e-12)
+
+
+def test_reset_clone_and_pickle(dictionary: FaceDictionary) -> None:
+    maps = activations(dictionary)
+    metric = DissectionMetric(num_local=dictionary.num_local)
+    first = run(metric, dictionary, maps, 8)
+    assert_same(pickle.loads(pickle.dumps(metric)).compute(), first)
+    twin = metric.clone()
+    metric.reset()
+    assert metric.maps == []
+    assert_same(twin.compute(), first)
+    other = torch.randn(len(dictionary), 3, 2, 2)  # another shape is another layer's: fine after a reset
+    assert run(metric, dictionary, other, 8)["threshold"].shape == (3,)
+    metric.reset()
+    assert_same(run(metric, dictionary, maps, 8), first)
+
+
+def test_bad_activations_are_named(dictionary: FaceDictionary) -> None:
+    maps, batch = activations(dictionary), next(dictionary.batches(8))
+    metric = DissectionMetric()
+    with pytest.raises(ValueError, match=r"activations must be \[8, U, h, w\]"):
+        metric.update(maps[:7], batch)
+    metric.update(maps[:8], batch)
+    with pytest.raises(ValueError, match=r"maps \[U, h, w\] were \[5, 4, 6\] and are now \[5, 4, 5\]"):
+        metric.update(maps[:8, ..., :5], batch)
+    maps[3, 2, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"1 of 5 units have activations that are NaN or infinite .* unit 2"):
+        metric.update(maps[:8], batch)
+    with pytest.raises(ValueError, match="quantile must lie between 0 and 1"):
+        DissectionMetric(quantile=2)
+
+
+def test_a_wrong_number_of_images_is_named(dictionary: FaceDictionary) -> None:
+    metric = DissectionMetric(num_local=99)
+    with pytest.raises(ValueError, match="has seen 16 images with local labels; 99 expected"):
+        run(metric, dictionary, activations(dictionary), 8)
+
+
+def test_activations_are_released_from_the_graph(dictionary: FaceDictionary) -> None:
+    batch = next(dictionary.batches(8))
+    metric = DissectionMetric()
+    metric.update(activations(dictionary)[:8].requires_grad_(), batch)
+    assert not any(state.requires_grad for state in metric.maps + metric.peak)
+
+
+def sync_worker(rank: int, world: int, path: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{path}/rendezvous", rank=rank, world_size=world)
+    dictionary = random_dictionary()
+    maps = activations(dictionary)
+    for num_local in (None, dictionary.num_local):
+        metric = DissectionMetric(num_local=num_local)
+        for batch in dictionary.batches(5, shard=rank, num_shards=world):
+            metric.update(maps[batch.index], batch)
+        torch.save(metric.compute(), f"{path}/{num_local}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(sync_worker, (2, str(tmp_path)), nprocs=2)
+    dictionary = random_dictionary()
+    one = run(DissectionMetric(num_local=dictionary.num_local), dictionary, activations(dictionary), 5)
+    for name in ("None-0", "None-1", "16-0", "16-1"):
+        two = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        for name in ("threshold", "intersection", "firing", "mask", "mask_firing", "exemplar_image"):
+            assert torch.equal(two[name], one[name]), name
+        assert_same(two, one, tolerance=1e-12)
