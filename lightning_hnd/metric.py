@@ -17,7 +17,7 @@ from lightning_hnd.functional import (
     order_statistic,
     quantile_from_top,
 )
-from lightning_hnd.functional.masks import unpack_masks
+from lightning_hnd.functional.masks import CutMasks
 
 if TYPE_CHECKING:
     from lightning_hnd.dictionary import DictionaryBatch
@@ -85,13 +85,14 @@ class DissectionMetric(Metric):
     maps: list[Tensor]
     map_unit: list[Tensor]
     map_image: list[Tensor]
-    mask_bits: list[Tensor]
+    mask_box: list[Tensor]
+    mask_words: list[Tensor]
     mask_image: list[Tensor]
     mask_concept: list[Tensor]
 
     _STATES = (
         *("index", "source", "group", "peak", "trough", "top"),
-        *("maps", "map_unit", "map_image", "mask_bits", "mask_image", "mask_concept"),
+        *("maps", "map_unit", "map_image", "mask_box", "mask_words", "mask_image", "mask_concept"),
     )
 
     def __init__(
@@ -134,7 +135,9 @@ class DissectionMetric(Metric):
         self.group.append(batch.group)
         self.peak.append(peak)
         self.trough.append(flat.amin(-1))
-        self.mask_bits.append(batch.mask_bits)
+        cut = batch.masks.cut((maps.shape[2], maps.shape[3])).to(maps.device)
+        self.mask_box.append(cut.box)
+        self.mask_words.append(cut.words)
         self.mask_image.append(batch.index[batch.mask_image])
         self.mask_concept.append(batch.mask_concept)
         self._keep_what_can_fire(maps[local], peak[local], batch.index[local])
@@ -237,7 +240,7 @@ class DissectionMetric(Metric):
             unit,
             image,
             threshold,
-            unpack_masks(state["mask_bits"], self._mask_size),
+            CutMasks(state["mask_box"], state["mask_words"], self._mask_size),
             state["mask_image"],
             state["mask_concept"],
             len(self.ontology.local),

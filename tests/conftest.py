@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lightning_hnd import PAPER, FaceDictionary
-from lightning_hnd.functional.masks import pack_masks
+from lightning_hnd.functional.masks import PackedMasks
 
 
 def write_picture(path: Path, array: np.ndarray, **options: object) -> None:
@@ -68,7 +68,7 @@ def random_dictionary(images: int = 24, size: tuple[int, int] = (24, 32), seed: 
         pictures=torch.randint(0, 256, (images, 3, *size), generator=generator, dtype=torch.uint8),
         source=source,
         group=group,
-        mask_bits=pack_masks(masks),
+        masks=PackedMasks.pack(masks),
         mask_image=image,
         mask_concept=concept,
         names=tuple(map(str, range(images))),

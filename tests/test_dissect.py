@@ -304,7 +304,7 @@ def test_a_planted_unit_is_found() -> None:
     planted = torch.zeros(60, 1, 24, 32)
     batch = next(dictionary.batches(60))
     mine = batch.mask_concept == concept
-    planted[batch.mask_image[mine], 0] = batch.masks[mine].float()
+    planted[batch.mask_image[mine], 0] = batch.masks.dense()[mine].float()
     noise = torch.rand(60, 1, 24, 32, generator=torch.Generator().manual_seed(0))
     maps = iter(torch.cat([planted, noise], 1).split(20))
 

@@ -49,7 +49,7 @@ def test_masks_take_the_pixel_at_the_nearest_centre(folder: Path) -> None:
     for size in ((20, 30), (7, 11), (33, 47)):
         dictionary = FaceDictionary.from_folder(folder, size=size)
         batch = next(dictionary.batches())
-        ours = batch.masks[(batch.mask_concept == PAPER.concept_index("Smiling")).nonzero().item()]
+        ours = batch.masks.dense()[(batch.mask_concept == PAPER.concept_index("Smiling")).nonzero().item()]
         truth = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None], size, mode="nearest-exact")[0, 0]
         assert torch.equal(ours, truth > 0)
 
@@ -80,7 +80,7 @@ def test_a_crop_moves_the_masks_with_the_image(folder: Path, crop) -> None:
     dictionary = FaceDictionary.from_folder(folder, size=(10, 15), mean=0, std=1, crop=crop)
     batch = next(dictionary.batches())
     m = (batch.mask_concept == PAPER.concept_index("Smiling")).nonzero().item()
-    mask = batch.masks[m]
+    mask = batch.masks.dense()[m]
     assert torch.equal(mask, batch.images[batch.mask_image[m]][0] > 0.5)
     assert mask[2:8, 5:13].all()
     assert mask.sum() == 48
@@ -103,7 +103,7 @@ def test_an_ontology_of_ones_own(folder: Path) -> None:
     dictionary = FaceDictionary.from_folder(root, size=8, ontology=mine)
     assert dictionary.images_per_concept == (1,)
     assert dictionary.images_per_group == (1, 0)
-    assert torch.equal(next(dictionary.batches()).masks[0], torch.eye(8).bool())
+    assert torch.equal(next(dictionary.batches()).masks.dense()[0], torch.eye(8).bool())
 
 
 # ------------------------------------------------------------------------------------------------------- bad input

@@ -19,6 +19,7 @@ from lightning_hnd.functional import (
     mid_ranks,
     upsample,
 )
+from lightning_hnd.functional.masks import PackedMasks
 from lightning_hnd.functional.tiles import count_bits
 
 CONCEPTS = 5
@@ -41,7 +42,8 @@ def count_both_ways(maps: Tensor, thresholds: Tensor, size: tuple[int, int]) -> 
     masks, image, concept = random_masks(len(maps), size, torch.Generator().manual_seed(3))
     fires = maps.flatten(2).amax(-1) > thresholds
     i, u = fires.nonzero(as_tuple=True)
-    ours = count_overlap(maps[i, u], u, i, thresholds, masks, image, concept, CONCEPTS)
+    cut = PackedMasks.pack(masks).cut((maps.shape[2], maps.shape[3]))
+    ours = count_overlap(maps[i, u], u, i, thresholds, cut, image, concept, CONCEPTS)
     truth = oracle.counts(maps.numpy(), thresholds.numpy(), masks.numpy(), image.numpy(), concept.numpy(), CONCEPTS)
     return np.stack([count.numpy() for count in ours]), truth
 

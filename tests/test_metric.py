@@ -47,7 +47,14 @@ def test_statistics_equal_the_oracle(dictionary: FaceDictionary, quantile: float
     np.testing.assert_array_equal(ours["threshold"], thresholds)
 
     batch = next(dictionary.batches(len(dictionary)))
-    given = (maps.numpy(), thresholds, batch.masks.numpy(), batch.mask_image.numpy(), batch.mask_concept.numpy(), 38)
+    given = (
+        maps.numpy(),
+        thresholds,
+        batch.masks.dense().numpy(),
+        batch.mask_image.numpy(),
+        batch.mask_concept.numpy(),
+        38,
+    )
     counted = np.stack([ours[name].numpy() for name in ("intersection", "firing", "mask", "mask_firing")])
     np.testing.assert_array_equal(counted, oracle.counts(*given))
     np.testing.assert_array_equal(ours["iou_labelled"], oracle.iou(*given, firing_only=False))

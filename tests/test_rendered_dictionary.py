@@ -47,7 +47,7 @@ def test_grey_is_the_luminance_of_the_same_faces(faces: FaceDictionary) -> None:
     grey = FaceDictionary.rendered(size=(40, 48), images=160, seed=1, channels=1)
     luminance = (faces.pictures.double() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
     assert (grey.pictures[:, 0] - luminance).abs().max() < 0.5001
-    assert torch.equal(grey.mask_bits, faces.mask_bits)
+    assert torch.equal(grey.masks.bits, faces.masks.bits)
 
 
 def test_too_few_images_are_refused() -> None:

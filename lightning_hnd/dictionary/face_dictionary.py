@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary.faces import RenderedFaces
 from lightning_hnd.dictionary.folder import Crop, read_folder
 from lightning_hnd.dictionary.photometric import require_photometric
-from lightning_hnd.functional.masks import pack_masks, unpack_masks
+from lightning_hnd.functional.masks import PackedMasks
 
 UNKNOWN = -1
 """In ``source``: no local concept is labelled here. In ``group``: the image has no label of this concept."""
@@ -32,7 +33,7 @@ class DictionaryBatch:
             ``ontology.kinds``), ``-1`` where none. Inside a source the absence of a concept is a label;
             about concepts of other kinds the image says nothing.
         group: ``[B, K]`` int64, its group of each global concept, ``-1`` where unknown.
-        mask_bits: ``[M, ceil(H * W / 8)]`` uint8, the masks as ``numpy.packbits`` packs them, row-major.
+        masks: The ``M`` masks; ``masks.dense()`` gives them as ``[M, H, W]`` bool.
         mask_image: ``[M]`` int64, the image of each mask, as a position in this batch, ascending.
         mask_concept: ``[M]`` int64, the local concept of each mask. An image carries the concepts that
             it has masks of, empty ones included.
@@ -42,7 +43,7 @@ class DictionaryBatch:
     index: Tensor
     source: Tensor
     group: Tensor
-    mask_bits: Tensor
+    masks: PackedMasks
     mask_image: Tensor
     mask_concept: Tensor
 
@@ -51,14 +52,12 @@ class DictionaryBatch:
         """Height and width of images and masks."""
         return self.images.shape[-2], self.images.shape[-1]
 
-    @property
-    def masks(self) -> Tensor:
-        """The masks, ``[M, H, W]`` bool."""
-        return unpack_masks(self.mask_bits, self.size)
-
     def to(self, device: torch.device | str) -> DictionaryBatch:
-        """The same batch on ``device``."""
-        return DictionaryBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        """The same batch with its tensors on ``device``; the masks stay in main memory."""
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,7 @@ class FaceDictionary:
         pictures: ``[N, channels, H, W]`` uint8.
         source: ``[N]`` int64, see :class:`DictionaryBatch`.
         group: ``[N, K]`` int64, see :class:`DictionaryBatch`.
-        mask_bits: ``[M, ceil(H * W / 8)]`` uint8.
+        masks: The ``M`` masks.
         mask_image: ``[M]`` int64, the image of each mask, ascending.
         mask_concept: ``[M]`` int64.
         names: The name of each image: its path in the folder, or its place among the rendered faces.
@@ -89,7 +88,7 @@ class FaceDictionary:
     pictures: Tensor
     source: Tensor
     group: Tensor
-    mask_bits: Tensor
+    masks: PackedMasks
     mask_image: Tensor
     mask_concept: Tensor
     names: tuple[str, ...]
@@ -193,16 +192,16 @@ class FaceDictionary:
         faces = RenderedFaces.sample(images, seed=seed)
         shares = {"part": images // 8, "attribute": images // 4, "action_unit": images // 2 - images // 8 - images // 4}
         source = torch.full((images,), UNKNOWN)
-        pictures, bits, mask_image, mask_concept = [], [], [], []
+        pictures, masks, mask_image, mask_concept = [], [], [], []
         first = 0
         for kind, count in shares.items():
             known = [c.name for c in PAPER.local if c.kind == kind]
             here = faces[first : first + count]
-            picture, masks = here.draw((height, width), known)
+            picture, drawn = here.draw((height, width), known)
             image, concept = here.carries(known).nonzero(as_tuple=True)
             source[first : first + count] = PAPER.kinds.index(kind)
             pictures.append(picture)
-            bits.append(pack_masks(masks[image, concept]))
+            masks.append(drawn[image, concept])
             mask_image.append(image + first)
             mask_concept.append(torch.tensor([PAPER.concept_index(name) for name in known])[concept])
             first += count
@@ -215,7 +214,7 @@ class FaceDictionary:
             pictures=_to_channels(torch.cat(pictures), channels),
             source=source,
             group=group,
-            mask_bits=torch.cat(bits),
+            masks=PackedMasks.pack(torch.cat(masks)),
             mask_image=torch.cat(mask_image),
             mask_concept=torch.cat(mask_concept),
             names=tuple(f"rendered/{seed}/{i}" for i in range(images)),
@@ -264,7 +263,7 @@ class FaceDictionary:
     def fingerprint(self) -> str:
         """A digest of pictures, masks and labels: two dictionaries with one fingerprint measure alike."""
         digest = hashlib.sha256(repr((self.ontology.to_dict(), self.mean, self.std, self.size)).encode())
-        for tensor in (self.pictures, self.source, self.group, self.mask_bits, self.mask_image, self.mask_concept):
+        for tensor in (self.pictures, self.source, self.group, self.masks.bits, self.mask_image, self.mask_concept):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
@@ -314,7 +313,7 @@ class FaceDictionary:
                 index=torch.arange(start, stop),
                 source=self.source[start:stop],
                 group=self.group[start:stop],
-                mask_bits=self.mask_bits[first:last],
+                masks=self.masks[first:last],
                 mask_image=self.mask_image[first:last] - start,
                 mask_concept=self.mask_concept[first:last],
             )
@@ -342,7 +341,7 @@ class FaceDictionary:
             pictures=self.pictures[chosen],
             source=self.source[chosen],
             group=self.group[chosen],
-            mask_bits=self.mask_bits[order],
+            masks=PackedMasks(self.masks.bits[order], self.size),
             mask_image=image[image >= 0],
             mask_concept=self.mask_concept[order],
             names=tuple(self.names[i] for i in chosen.tolist()),

@@ -79,10 +79,14 @@ class _Hair:
         """The hair of these faces."""
         u, v = frame.u, frame.v
         female = faces.is_group("gender", 1)
-        long = faces.chance("hair_style", 0.05) + female * (faces.chance("hair_style", 0.88) - faces.chance("hair_style", 0.05))
+        long = faces.chance("hair_style", 0.05) + female * (
+            faces.chance("hair_style", 0.88) - faces.chance("hair_style", 0.05)
+        )
         volume = faces.between("hair_volume", 0.02, 0.25)
         phase = faces.between("texture", 0, 40)
-        locks = (9 * u + 1.2 * (2.3 * v + phase).sin() + phase).sin() + 0.6 * (31 * u + 3 * v + 2 * (1.7 * v).sin()).sin()
+        locks = (9 * u + 1.2 * (2.3 * v + phase).sin() + phase).sin() + 0.6 * (
+            31 * u + 3 * v + 2 * (1.7 * v).sin()
+        ).sin()
         curl = faces.between("hair_curls", -0.04, 0.06).clamp(min=0)
         radius = Head.of(faces).width + 0.04 + 0.3 * volume
         skull = (ellipse(u, v + 0.15, radius, 1.42 + volume).sqrt() - 1) * 1.3

@@ -24,7 +24,7 @@ class Head:
     drop: Tensor
 
     TOP = 1.55
-    CHIN_ZONE = (1.75, 0.95, 0.62)  # v of its centre, radii: all that a dropping jaw moves
+    JAW = (1.75, 0.95, 0.62)  # row of its centre, radii: all that a dropping jaw moves
 
     @classmethod
     def of(cls, faces: RenderedFaces) -> Head:
@@ -39,7 +39,7 @@ class Head:
 
     def jaw(self, u: Tensor, v: Tensor) -> Tensor:
         """Rows in a face whose jaw is shut, of pixels at ``u, v``."""
-        centre, radius_u, radius_v = self.CHIN_ZONE
+        centre, radius_u, radius_v = self.JAW
         return v - self.drop * bump(ellipse(u, v - centre, radius_u, radius_v))
 
     def inside(self, u: Tensor, v: Tensor) -> Tensor:
@@ -147,11 +147,18 @@ class Nose:
             sharp=sharp,
         )
 
+    def bottom(self, s: Tensor) -> Tensor:
+        """The row of its lower edge at distance ``s`` from the middle of the face."""
+        return self.tip + 0.2 - 0.6 * s.square()
+
+    def top(self, s: Tensor) -> Tensor:
+        """The row at which it begins there: the bridge is narrower than the wings."""
+        down = ((s - 0.15) / (self.width - 0.02)).clamp(min=0).sqrt()
+        return self.TOP + down * (self.tip - self.TOP)
+
     def outside(self, s: Tensor, v: Tensor) -> Tensor:
-        """Signed distance from the outline at distance ``s`` from the middle of the face."""
-        down = ((v - self.TOP) / (self.tip + 0.06 - self.TOP)).clamp(0, 1)
-        side = s - 0.1 - (self.width - 0.02) * down.square()
-        return side.maximum(self.TOP - v).maximum(v - self.tip - 0.17 + 0.6 * s.square())
+        """Signed distance from the outline, or about so."""
+        return (self.top(s) - v).maximum(v - self.bottom(s)).maximum(s - self.width - 0.13)
 
 
 @dataclass(frozen=True)
@@ -196,7 +203,7 @@ class Mouth:
         arc = (1 - q2).clamp(min=0)
         wide = (1 - q2.square()).clamp(min=0)
         teeth = self.parted * wide + self.toothy * wide
-        deep = self.open * (1 - q2 / 0.6).clamp(min=0) + self.drop * arc
+        deep = self.open * bump(q2 / 0.6) + self.drop * arc
         return 0.5 * teeth + 0.2 * deep, 0.5 * teeth + 0.8 * deep
 
     def top(self, q2: Tensor) -> Tensor:

@@ -174,7 +174,9 @@ def _nose(relief: Relief) -> None:
     faces, u, v = relief.faces, relief.window.u, relief.window.v
     s = u.abs()
     relief.height = relief.height + 0.07 * bump(ellipse(s - 0.62, v - 0.55, 0.42, 0.36))
-    relief.tint(grey(1 + 0 * faces.between("skin", 0, 1), 0.85, 0.3, 0.3), 0.12 * bump(ellipse(s - 0.66, v - 0.58, 0.4, 0.35)))
+    relief.tint(
+        grey(1 + 0 * faces.between("skin", 0, 1), 0.85, 0.3, 0.3), 0.12 * bump(ellipse(s - 0.66, v - 0.58, 0.4, 0.35))
+    )
     nose = Nose.of(faces)
     width, tip = nose.width, nose.tip
     down = ((v - nose.TOP) / (tip - nose.TOP)).clamp(0, 1)
@@ -231,7 +233,11 @@ def _mouth(relief: Relief) -> None:
     relief.darken(0.6 * soft((v - line + up).abs() - 0.006, 1.5 * edge) * soft(ends, edge))
     gap = soft((line - up - v).maximum(v - line - down).maximum(ends), edge)
     inside = grey(faces.between("lip_red", 0.1, 0.2), 1, 0.35, 0.35).expand(-1, -1, *relief.window.size)
-    inside = over(inside, rgb(0 * red + 0.6, 0 * red + 0.25, 0 * red + 0.27), 0.8 * bump(((v - line - down) / 0.09).square()) * bump((u / 0.3).square()))
+    inside = over(
+        inside,
+        rgb(0 * red + 0.6, 0 * red + 0.25, 0 * red + 0.27),
+        0.8 * bump(((v - line - down) / 0.09).square()) * bump((u / 0.3).square()),
+    )
     shown = (0.09 * ((mouth.parted + mouth.toothy) > 0)) * (1 - q2).clamp(min=0)
     white = grey(faces.between("skin", 0.98, 0.85), 1, 0.98, 0.93)
     inside = over(inside, white, soft(v - (line - up) - shown, edge))

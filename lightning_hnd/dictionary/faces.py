@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.dictionary.drawing import Pose
 from lightning_hnd.dictionary.face_labels import FACIAL_HAIR, GLOBAL, LABELS, LOCAL, LabelModel
-from lightning_hnd.dictionary.face_masks import areas
+from lightning_hnd.dictionary.face_masks import draw_areas
 from lightning_hnd.dictionary.face_painting import paint
 
 FULL_BEARD = "full_beard"
@@ -221,7 +221,7 @@ class RenderedFaces:
             some = slice(start, start + step)
             images[some] = paint(self[some], (height, width))
             if concepts:
-                areas(self[some], concepts, masks[some])
+                draw_areas(self[some], concepts, masks[some])
         return images, masks
 
     def pose(self, size: tuple[int, int]) -> Pose:

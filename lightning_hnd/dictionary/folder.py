@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.functional.masks import PackedMasks
 
 Crop: TypeAlias = tuple[float, float, float, float] | Callable[[Image.Image], tuple[float, float, float, float]]
 """A box ``(left, top, right, bottom)``: in shares of the picture, or from a function, in its pixels."""
@@ -69,7 +70,7 @@ def read_folder(
         "pictures": pictures,
         "source": torch.tensor([entry.source for entry in entries]),
         "group": torch.tensor([entry.group for entry in entries]).reshape(len(entries), len(ontology.global_)),
-        "mask_bits": bits,
+        "masks": PackedMasks(bits, size),
         "mask_image": torch.tensor([i for i, entry in enumerate(entries) for _ in entry.masks], dtype=torch.int64),
         "mask_concept": torch.tensor([c for entry in entries for c in entry.masks], dtype=torch.int64),
         "names": names,

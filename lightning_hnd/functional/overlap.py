@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_hnd.functional.masks import CutMasks, cut_masks
 from lightning_hnd.functional.threshold import floor_to
 from lightning_hnd.functional.tiles import TileGrid, axis_position, count_bits, firing_words, lerp
 
@@ -84,16 +85,10 @@ def concept_iou(
     if thresholds.shape != (num_units,):
         raise ValueError(f"thresholds must be [{num_units}], one for each unit, got {tuple(thresholds.shape)}")
     image, unit = (activations.flatten(2).amax(-1) > thresholds).nonzero(as_tuple=True)
-    overlap = count_overlap(
-        activations[image, unit],
-        unit,
-        image,
-        thresholds,
-        masks,
-        mask_image,
-        mask_concept,
-        num_concepts,
-    )
+    grid = TileGrid.of((activations.shape[2], activations.shape[3]), (masks.shape[1], masks.shape[2]), activations)
+    cut = cut_masks(masks, grid)
+    maps = activations[image, unit]
+    overlap = count_overlap(maps, unit, image, thresholds, cut, mask_image, mask_concept, num_concepts)
     return overlap.iou(firing_only=firing_only)
 
 
@@ -102,7 +97,7 @@ def count_overlap(
     map_unit: Tensor,
     map_image: Tensor,
     thresholds: Tensor,
-    masks: Tensor,
+    masks: CutMasks,
     mask_image: Tensor,
     mask_concept: Tensor,
     num_concepts: int,
@@ -117,7 +112,7 @@ def count_overlap(
         map_unit: ``[R]`` int64, the unit of each map.
         map_image: ``[R]`` int64, the image of each map.
         thresholds: ``[U]``.
-        masks: ``[M, H, W]`` bool.
+        masks: ``M`` masks, cut for maps of this shape.
         mask_image: ``[M]`` int64, the image of each mask, in the numbering of ``map_image``.
         mask_concept: ``[M]`` int64.
         num_concepts: ``C``.
@@ -126,24 +121,26 @@ def count_overlap(
         The counts.
     """
     num_units = thresholds.shape[0]
-    order = mask_image.argsort(stable=True)
-    masks, mask_image, mask_concept = masks[order], mask_image[order], mask_concept[order]
     level = floor_to(thresholds.double(), maps.dtype)[map_unit]
-    grid = TileGrid.of((maps.shape[1], maps.shape[2]), (masks.shape[1], masks.shape[2]), maps)
-    mask_words = grid.cut_masks(masks).flatten(1, 2)
-    bits = count_bits(mask_words).sum(-1)
-    mask_area, occupied = bits.sum(-1), bits > 0
+    grid = TileGrid.of((maps.shape[1], maps.shape[2]), masks.size, maps)
+    owner = torch.arange(len(masks.box), device=maps.device).repeat_interleave(masks.begin.diff())
+    mask_area = torch.zeros_like(mask_image).index_add_(0, owner, count_bits(masks.words).sum(-1))
+    order = mask_image.argsort(stable=True)
+    mask_image, mask_concept, mask_area = mask_image[order], mask_concept[order], mask_area[order]
+    top, left, rows, blocks = masks.box[order].unbind(1)
+    begin = masks.begin[:-1][order]
 
     counts = torch.zeros(3, num_units * num_concepts, dtype=torch.int64, device=maps.device)
     step = max(1, 2**18 // (len(grid.row_t) * len(grid.block_gap)))  # what the processor's caches hold
     for part in torch.arange(maps.shape[0], device=maps.device).split(step):
-        row, place, words, on = firing_words(maps[part], level[part], grid)
+        row, tile, block, words, on = firing_words(maps[part], level[part], grid)
         area = torch.zeros_like(part).index_add_(0, row, on)
-        block, mask = _pairs(map_image[part][row], mask_image)
-        meets = occupied[mask, place[block]]
-        block, mask = block[meets], mask[meets]
-        inside = count_bits(words[block] & mask_words[mask, place[block]]).sum(-1)
-        counts[0].index_add_(0, map_unit[part][row[block]] * num_concepts + mask_concept[mask], inside)
+        i, mask = _pairs(map_image[part][row], mask_image)
+        down, right = tile[i] - top[mask], block[i] - left[mask]
+        meets = (down >= 0) & (down < rows[mask]) & (right >= 0) & (right < blocks[mask])
+        i, mask, down, right = i[meets], mask[meets], down[meets], right[meets]
+        inside = count_bits(words[i] & masks.words[begin[mask] + down * blocks[mask] + right]).sum(-1)
+        counts[0].index_add_(0, map_unit[part][row[i]] * num_concepts + mask_concept[mask], inside)
         fired, mask = _pairs(map_image[part], mask_image)
         cell = map_unit[part][fired] * num_concepts + mask_concept[mask]
         counts[1:].index_add_(1, cell, torch.stack([area[fired], mask_area[mask] * (area[fired] > 0)]))

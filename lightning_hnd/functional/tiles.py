@@ -61,8 +61,8 @@ class TileGrid:
         block_pixel = _list_pixels(block_count, _WIDTH, size[1])
         return cls(row_t, row_pixel, block_gap, torch.cat([t, t.new_zeros(1)])[block_pixel], block_pixel, size)
 
-    def cut_masks(self, masks: Tensor) -> Tensor:
-        """Cuts masks into the words of each block of each tile.
+    def words_of(self, masks: Tensor) -> Tensor:
+        """Puts the pixels of masks into the words of each block of each tile.
 
         Args:
             masks: ``[M, H, W]`` bool.
@@ -101,7 +101,7 @@ def lerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return (a + (b - a) * t).clamp(torch.minimum(a, b), torch.maximum(a, b))
 
 
-def firing_words(maps: Tensor, level: Tensor, grid: TileGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def firing_words(maps: Tensor, level: Tensor, grid: TileGrid) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The pixels above a level, in words, for the blocks in which any can be.
 
     Args:
@@ -110,8 +110,8 @@ def firing_words(maps: Tensor, level: Tensor, grid: TileGrid) -> tuple[Tensor, T
         grid: Their grid.
 
     Returns:
-        ``row [A]`` int64, the map of each block; ``place [A]`` int64, its position in the first two axes of
-        :meth:`TileGrid.cut_masks`, flattened; ``words [A, K / 4]`` int64; ``area [A]`` int64, pixels that are on.
+        ``row [A]`` int64, the map of each block; ``tile [A]`` and ``block [A]`` int64, its place as in
+        :meth:`TileGrid.words_of`; ``words [A, K / 4]`` int64; ``area [A]`` int64, pixels that are on.
     """
     padded = torch.nn.functional.pad(maps.unsqueeze(1), (1, 1, 1, 1), mode="replicate").squeeze(1)
     above = padded > level[:, None, None]
@@ -138,7 +138,7 @@ def firing_words(maps: Tensor, level: Tensor, grid: TileGrid) -> tuple[Tensor, T
     run[block_row, k] = torch.where(from_left, begin_run, pixels[block_row] - begin_run)
     run = run * (grid.row_pixel[tile] < grid.size[0])
     words = ((1 << run) - 1 << begin).to(torch.int16).view(torch.int64)
-    return row, tile * len(grid.block_gap) + block, words, run.sum(1)
+    return row, tile, block, words, run.sum(1)
 
 
 def _run(left: Tensor, right: Tensor, level: Tensor, block_t: Tensor, block: Tensor, pixels: Tensor) -> Tensor:
