@@ -18,8 +18,9 @@ Grid = tuple[int, int]
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every submodule by its dotted name, the model itself apart; names are the same when compiled."""
-    layers = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
-    return {name: module for name, module in layers.items() if name not in ("", "_orig_mod")}
+    named = model.named_modules(remove_duplicate=False)  # a shared module answers to all of its names
+    layers = {name.replace("_orig_mod.", "").removesuffix("_orig_mod").rstrip("."): module for name, module in named}
+    return {name: module for name, module in layers.items() if name}
 
 
 def resolve_layers(model: nn.Module, layers: str | Sequence[str]) -> tuple[str, ...]:
@@ -171,10 +172,13 @@ def default_layer(model: nn.Module, run: Callable[[], Any], grid: Grid | None) -
         for handle in handles:
             handle.remove()
 
+    sequences = {shape[1] for _, shape in finished if len(shape) == 3}
+
     def spatial(shape: tuple[int, ...]) -> bool:
         if len(shape) == 3:
             return grid is not None and shape[1] >= grid[0] * grid[1]
-        return len(shape) == 4 and shape[2] * shape[3] > 1
+        attention = shape[2:] in {(tokens, tokens) for tokens in sequences}  # every token to every token: no place
+        return len(shape) == 4 and shape[2] * shape[3] > 1 and not attention
 
     order = [name for name, _ in finished]
     reached = [(name, shape) for name, shape in finished if spatial(shape) and order.count(name) == 1]

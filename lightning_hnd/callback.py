@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lightning_hnd.activations import Grid, resolve_layers
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.model_input import InputStatistics, find_images, mismatch
-from lightning_hnd.pipeline import ForwardFn, describe, find_default_layer, measure
+from lightning_hnd.pipeline import ForwardFn, describe, find_default_layer, measure, undisturbed
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
 from lightning_hnd.report.scalars import keys, prefix
@@ -116,10 +117,7 @@ class HNDCallback(Callback):
             raise ValueError(f"size={size} is given, but the FaceDictionary has its own: {dictionary.size}")
         if isinstance(dictionary, str | Path) and not Path(dictionary).is_dir():
             raise FileNotFoundError(f"there is no Face Dictionary at {dictionary}: no such folder")
-        self.dictionary = dictionary if isinstance(dictionary, FaceDictionary) else None
-        self.baseline: Dissection | None = None
-        self.latest: Dissection | None = None
-        self._path = dictionary if isinstance(dictionary, str | Path) else None
+        self._given = dictionary
         self._layers = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
         self._every_n_epochs = every_n_epochs
         self._size, self._mean, self._std = size, mean, std
@@ -130,24 +128,29 @@ class HNDCallback(Callback):
 
     def _begin(self) -> None:
         """Forgets what belongs to one run."""
+        self.dictionary = self._given if isinstance(self._given, FaceDictionary) else None
+        self.baseline: Dissection | None = None
+        self.latest: Dissection | None = None
         self._names: tuple[str, ...] = ()
         self._last_epoch: int | None = None
         self._compared = False
         self._baseline_scalars: dict[str, float] = {}
+        self._started = False
 
     # ------------------------------------------------------------------------------------- before the first step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks what can be checked before anything runs; what a checkpoint remembers is loaded after this."""
-        self._begin()
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if stage == "fit" and trainer.global_step == 0:  # not where a run goes on
+            self._begin()
+        supported = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not supported or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy to Lightning
             raise ValueError(
                 f"HNDCallback does not support {type(trainer.strategy).__name__} yet: the module must be whole on "
                 "each device (one device, or DDP)"
             )
-        self._refuse_stale_monitors(trainer)
-        if self.dictionary is None and self._size is not None and self._path is not None:
-            self._open_dictionary(self._size, 3)
+        if stage == "fit":
+            self._refuse_stale_monitors(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the layers, and the size where the module has an ``example_input_array``."""
@@ -155,21 +158,19 @@ class HNDCallback(Callback):
             self._names = resolve_layers(pl_module, self._layers)
         example = find_images(pl_module.example_input_array)
         if self.dictionary is None and example is not None:
-            self._open_dictionary(self._size or tuple(example.shape[-2:]), example.shape[1])
+            self._open_dictionary(pl_module, example)
         if not trainer.enable_validation:
             rank_zero_warn(
                 "HNDCallback dissects at validation, and this run has none (no validation_step or dataloader, or "
                 "limit_val_batches=0): only the state at start will be seen"
             )
-        for config in trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau:
-                self._refuse_stale(config.monitor, "ReduceLROnPlateau")
+        self._refuse_stale_monitors(trainer)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Learns from the first batch what the model gets."""
-        self._learn(batch)
+        self._learn(pl_module, batch)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, if the dictionary is known by now."""
@@ -180,64 +181,74 @@ class HNDCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Takes the baseline before the first step, if nothing told the size before."""
-        if self.baseline is None and not self._baseline_scalars:
-            self._learn(batch)
+        if not self._started:
+            self._learn(pl_module, batch)
             self._take_baseline(trainer, pl_module)
 
-    def _learn(self, batch: Any) -> None:
+    def _learn(self, pl_module: pl.LightningModule, batch: Any) -> None:
         if self._compared:
             return
         images = find_images(batch)
         if images is None:
             if self.dictionary is None:
                 raise ValueError(
-                    "HNDCallback found no images [B, 1 or 3, H, W] in the batch, from which it would learn their "
-                    "size; give HNDCallback(size=...) or the module an example_input_array"
+                    "HNDCallback found no images [B, 1 or 3, H, W] in the batch, from which it would learn their size "
+                    "and channels; give the module an example_input_array, or HNDCallback a FaceDictionary"
                 )
             return
         if self.dictionary is None:
-            self._open_dictionary(self._size or tuple(images.shape[-2:]), images.shape[1])
+            self._open_dictionary(pl_module, images)
         assert self.dictionary is not None
         self._compared = True
-        warning = mismatch(InputStatistics.of(images), self.dictionary)
+        with undisturbed(pl_module):
+            warning = mismatch(InputStatistics.of(images), self.dictionary)
         if warning is not None:
             rank_zero_warn(warning)
 
-    def _open_dictionary(self, size: int | tuple[int, ...], channels: int) -> None:
-        shape = size if isinstance(size, int) else (size[0], size[1])
-        if self._path is None:
+    def _open_dictionary(self, pl_module: pl.LightningModule, like: torch.Tensor) -> None:
+        assert not isinstance(self._given, FaceDictionary)
+        options: dict[str, Any] = {"mean": self._mean, "std": self._std, "channels": like.shape[1]}
+        options["size"] = self._size if self._size is not None else (like.shape[2], like.shape[3])
+        if self._given is None:
             rank_zero_warn(DRAWINGS)
-            self.dictionary = FaceDictionary.rendered(shape, self._mean, self._std, channels=channels)
-        else:
-            self.dictionary = FaceDictionary.from_folder(self._path, shape, self._mean, self._std, channels=channels)
+        with undisturbed(pl_module):
+            self.dictionary = (
+                FaceDictionary.rendered(**options)
+                if self._given is None
+                else FaceDictionary.from_folder(self._given, **options)
+            )
         rank_zero_info(f"HNDCallback: {self.dictionary}")
 
     def _refuse_stale_monitors(self, trainer: pl.Trainer) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping | ModelCheckpoint):
-                self._refuse_stale(callback.monitor, type(callback).__name__)
-
-    def _refuse_stale(self, monitor: str | None, who: str) -> None:
-        if self._every_n_epochs > 1 and monitor is not None and monitor.startswith("hnd/"):
-            raise ValueError(
-                f"{who} monitors {monitor!r}, which HNDCallback measures every {self._every_n_epochs} epochs only; in "
-                f"between it would read an old value as a new one. Give HNDCallback(every_n_epochs=1)"
-            )
+        for who, monitor in _monitors(trainer):
+            if self._every_n_epochs > 1:
+                raise ValueError(
+                    f"{who} monitors {monitor!r}, which HNDCallback measures every {self._every_n_epochs} epochs only; "
+                    f"in between it would read an old value as a new one. Give HNDCallback(every_n_epochs=1)"
+                )
 
     def _refuse_unknown_monitors(self, trainer: pl.Trainer) -> None:
-        assert self.dictionary is not None
-        known = [
-            f"{prefix(name, self.rule.name)}/{key}" for name in self._names for key in keys(self.dictionary.ontology)
-        ]
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
-            others = [c for c in trainer.callbacks if isinstance(c, HNDCallback) and c is not self]  # type: ignore[attr-defined]
-            if monitor is not None and monitor.startswith("hnd/") and monitor not in known and not others:
+        others = [callback for callback in _dissecting(trainer) if callback is not self]
+        known = self._keys()
+        for who, monitor in _monitors(trainer):
+            if monitor not in known and not others:  # what another one will log, this one cannot know
                 near = difflib.get_close_matches(monitor, known, n=3) or known[:3]
                 raise ValueError(
-                    f"{type(callback).__name__} monitors {monitor!r}, which HNDCallback does not log; "
-                    f"did you mean {', '.join(near)}?"
+                    f"{who} monitors {monitor!r}, which HNDCallback does not log; did you mean {', '.join(near)}?"
                 )
+        twice = {key for other in others for key in other._keys()} & set(known)
+        if twice:
+            raise ValueError(
+                f"two HNDCallbacks of this Trainer would log {min(twice)!r}, and Lightning would log their mean; give "
+                "them different layers or rules, or dissect with the second dictionary in another run"
+            )
+
+    def _keys(self) -> list[str]:
+        """Every key that will be logged, as soon as layers and dictionary are known."""
+        if self.dictionary is None:
+            return []
+        ontology = self.dictionary.ontology
+        return [f"{prefix(name, self.rule.name)}/{key}" for name in self._names for key in keys(ontology)]
 
     # --------------------------------------------------------------------------------------------------- dissecting
 
@@ -255,8 +266,11 @@ class HNDCallback(Callback):
         self._publish(trainer, self.latest, f"Epoch {epoch}, step {trainer.global_step}")
 
     def _take_baseline(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = True
         if self._baseline_scalars:
-            rank_zero_info("HNDCallback: resumed; the baseline is that of the run's first start")
+            rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
+            assert self.dictionary is not None
+            self._measure(trainer, pl_module, self.dictionary.subset(range(1)))  # fails now rather than later
             return
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
         self._baseline_scalars = scalars(self.baseline)
@@ -268,31 +282,37 @@ class HNDCallback(Callback):
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         assert self.dictionary is not None
-        context = trainer.precision_plugin.forward_context
-        if not self._names and self._layers is not None:
-            self._names = resolve_layers(pl_module, self._layers)
-        if not self._names:
-            chosen = find_default_layer(
-                pl_module, self.dictionary, grid=self._grid, forward_fn=self._forward_fn, context=context
-            )
-            rank_zero_info(f"HNDCallback: {chosen.remark}")
-            self._names = (chosen.name,)
-        self._refuse_unknown_monitors(trainer)
-        statistics = measure(
-            pl_module,
-            self.dictionary,
-            self._names,
-            self.rule.quantile,
-            grid=self._grid,
-            forward_fn=self._forward_fn,
-            batch_size=self._batch_size,
-            progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-            context=context,
-        )
+        statistics = self._measure(trainer, pl_module, self.dictionary)
         moment = {"epoch": trainer.current_epoch, "step": trainer.global_step, "at_start": at_start}
         return Dissection.from_statistics(
             statistics, self.dictionary.ontology, self.rule, {**describe(self.dictionary), **moment}
         )
+
+    def _measure(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        context = trainer.precision_plugin.forward_context
+        with _unlogged(pl_module):
+            if not self._names and self._layers is not None:
+                self._names = resolve_layers(pl_module, self._layers)
+            if not self._names:
+                chosen = find_default_layer(
+                    pl_module, dictionary, grid=self._grid, forward_fn=self._forward_fn, context=context
+                )
+                rank_zero_info(f"HNDCallback: {chosen.remark}")
+                self._names = (chosen.name,)
+            self._refuse_unknown_monitors(trainer)
+            return measure(
+                pl_module,
+                dictionary,
+                self._names,
+                self.rule.quantile,
+                grid=self._grid,
+                forward_fn=self._forward_fn,
+                batch_size=self._batch_size,
+                progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+                context=context,
+            )
 
     def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str) -> None:
         log_dir = trainer.log_dir or trainer.default_root_dir  # all ranks must ask for it
@@ -310,7 +330,7 @@ class HNDCallback(Callback):
                 write(logger.experiment, dissection, self.dictionary, logged)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             when = "start" if dissection.info["at_start"] else f"epoch={trainer.current_epoch:04d}"
-            mine = [c for c in trainer.callbacks if isinstance(c, HNDCallback)].index(self)  # type: ignore[attr-defined]
+            mine = _dissecting(trainer).index(self)
             folder = log_dir / ("hnd" if mine == 0 else f"hnd-{mine + 1}")
             folder.mkdir(parents=True, exist_ok=True)
             dissection.save(folder / f"{when}-step={trainer.global_step:08d}.hnd")
@@ -321,7 +341,11 @@ class HNDCallback(Callback):
     def state_key(self) -> str:
         """Tells two HNDCallbacks of one Trainer apart."""
         return self._generate_state_key(
-            layers=self._layers, rule=self.rule.name, dictionary=str(self._path) if self._path else None
+            layers=self._layers,
+            rule=self.rule.name,
+            dictionary=self._given.fingerprint
+            if isinstance(self._given, FaceDictionary)
+            else self._given and str(self._given),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -333,3 +357,32 @@ class HNDCallback(Callback):
         self._last_epoch = state_dict["last_epoch"]
         self._baseline_scalars = dict(state_dict["baseline"])
         self._names = tuple(state_dict["layers"])
+
+
+def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, HNDCallback)]  # type: ignore[attr-defined]
+
+
+def _monitors(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """Who watches which of our keys: callbacks that stop or keep, and learning-rate schedulers, once they exist."""
+    watching = [
+        (type(callback).__name__, callback.monitor)
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping | ModelCheckpoint)
+    ]
+    for config in trainer.strategy.lr_scheduler_configs:
+        if config.reduce_on_plateau:
+            watching.append(("ReduceLROnPlateau", config.monitor))
+    return [(who, monitor) for who, monitor in watching if monitor is not None and monitor.startswith("hnd/")]
+
+
+@contextlib.contextmanager
+def _unlogged(pl_module: pl.LightningModule) -> Iterator[None]:
+    """While open, what the module logs in its forward goes nowhere: the dictionary is not its data."""
+    silent = dict.fromkeys(("log", "log_dict"), lambda *_args, **_kwargs: None)
+    vars(pl_module).update(silent)
+    try:
+        yield
+    finally:
+        for name in silent:
+            del vars(pl_module)[name]

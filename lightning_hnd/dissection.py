@@ -88,6 +88,15 @@ class LayerDissection:
     rule: Rule
     statistics: Mapping[str, Array]
 
+    @classmethod
+    def of(cls, name: str, ontology: Ontology, rule: Rule, statistics: Mapping[str, Array]) -> LayerDissection:
+        """Makes one whose statistics cannot be changed any more."""
+        frozen = {key: _frozen(value) for key, value in statistics.items()}
+        return cls(name, ontology, rule, MappingProxyType(frozen))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerDissection.of, (self.name, self.ontology, self.rule, dict(self.statistics))
+
     def __len__(self) -> int:
         return len(self.dead)
 
@@ -262,13 +271,12 @@ class Dissection:
         rule: Rule,
         info: Mapping[str, str | int | float | bool | None],
     ) -> Dissection:
-        layers = {
-            name: LayerDissection(
-                name, ontology, rule, MappingProxyType({key: _frozen(value) for key, value in layer.items()})
-            )
-            for name, layer in arrays.items()
-        }
+        layers = {name: LayerDissection.of(name, ontology, rule, layer) for name, layer in arrays.items()}
         return cls(MappingProxyType(layers), ontology, rule, MappingProxyType(dict(info)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = {name: dict(layer.statistics) for name, layer in self.layers.items()}
+        return Dissection._build, (arrays, self.ontology, self.rule, dict(self.info))
 
     def with_rule(self, rule: Rule) -> Dissection:
         """The same measurement under another rule, without the model.

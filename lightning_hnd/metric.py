@@ -34,7 +34,7 @@ class DissectionMetric(Metric):
     As output of ``compute`` it returns a dict of tensors (``C`` local concepts, ``G`` groups of all global
     concepts in one row, ``E`` exemplars):
 
-    - ``threshold [U]`` float64: the unit's threshold :math:`T_u`
+    - ``threshold [U]`` float64: the unit's threshold :math:`T_u`, infinite if there are no local images
     - ``low [U]``, ``high [U]``: its smallest and largest activation over the local images
     - ``dead [U]`` bool: whether its activation never varies over the dictionary
     - ``intersection``, ``firing``, ``mask``, ``mask_firing``, each ``[U, C]`` int64: the pixel counts of
@@ -57,6 +57,8 @@ class DissectionMetric(Metric):
         num_local: How many images with local labels there will be in all, over all processes.
         num_exemplars: ``E``.
         kwargs: Of :class:`torchmetrics.Metric`.
+
+    A value for one batch alone has no meaning, so call ``update`` and ``compute``, not the metric itself.
 
     Raises:
         ValueError: If ``quantile`` is not in (0, 1).
@@ -165,7 +167,7 @@ class DissectionMetric(Metric):
 
     def _keep_what_can_fire(self, maps: Tensor, peak: Tensor, index: Tensor) -> None:
         units, height, width = self._map_shape
-        if self.num_local is None:
+        if not self.num_local:
             floor = peak.new_full((units,), -torch.inf)
         else:
             k, _ = order_statistic(self.num_local * height * width, self.quantile)
@@ -188,15 +190,14 @@ class DissectionMetric(Metric):
         """The statistics, as the class describes them.
 
         Raises:
-            ValueError: If there was no local image, or not as many as ``num_local`` said.
+            ValueError: If there were not as many local images as ``num_local`` said.
         """
         states = {name: getattr(self, name) for name in self._STATES}  # lists of tensors, or tensors once synced
         state = {name: dim_zero_cat(value) for name, value in states.items() if len(value)}
         local = state["source"] >= 0
         seen = int(local.sum())
-        if seen == 0 or (self.num_local is not None and seen != self.num_local):
-            expected = "at least one" if self.num_local is None else str(self.num_local)
-            raise ValueError(f"the metric has seen {seen} images with local labels; {expected} expected")
+        if self.num_local is not None and seen != self.num_local:
+            raise ValueError(f"the metric has seen {seen} images with local labels; {self.num_local} expected")
         peak, trough = state["peak"], state["trough"]
         threshold = self._threshold(state, seen)
         overlap, exemplars = self._overlap(state, threshold)
@@ -204,7 +205,7 @@ class DissectionMetric(Metric):
         carries = torch.zeros(int(state["index"].max()) + 1, concepts, dtype=torch.bool, device=peak.device)
         carries[state["mask_image"], state["mask_concept"]] = True
         carries = carries[state["index"]]
-        low, high = trough[local].amin(0), peak[local].amax(0)
+        low, high = (trough[local].amin(0), peak[local].amax(0)) if seen else (peak[0] * 0, peak[0] * 0)
         region = torch.tensor(self.ontology.concept_region, device=peak.device)
         return {
             "threshold": threshold,
@@ -223,6 +224,8 @@ class DissectionMetric(Metric):
     def _threshold(self, state: dict[str, Tensor], seen: int) -> Tensor:
         units, height, width = self._map_shape
         num_values = seen * height * width
+        if seen == 0:  # nothing local to measure with: no unit fires
+            return state["peak"].new_full((units,), torch.inf, dtype=torch.float64)
         k, _ = order_statistic(num_values, self.quantile)
         if self.num_local is None:  # then every local map was kept, all units of one image together
             values = state["maps"].view(seen, units, -1).transpose(0, 1).flatten(1)

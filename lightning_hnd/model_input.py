@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning_hnd.dictionary import FaceDictionary
 
 
 def find_images(batch: Any) -> Tensor | None:
-    """The images of a training or validation batch: its first tensor ``[B, 1 or 3, H, W]``.
+    """The images of a training or validation batch: its first tensor ``[B, 3, H, W]``, else ``[B, 1, H, W]``.
 
     Args:
         batch: A tensor, or sequences and mappings of anything that hold one.
@@ -21,14 +21,16 @@ def find_images(batch: Any) -> Tensor | None:
     Returns:
         The images, None if there are none.
     """
+    found = [tensor for tensor in _tensors(batch) if tensor.ndim == 4 and tensor.shape[1] in (1, 3)]
+    return max(found, key=lambda tensor: tensor.shape[1], default=None)  # the first of those with most channels
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
-        return batch if batch.ndim == 4 and batch.shape[1] in (1, 3) else None
+        yield batch
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
     for part in parts:
-        images = find_images(part)
-        if images is not None:
-            return images
-    return None
+        yield from _tensors(part)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class InputStatistics:
     def of(cls, images: Tensor) -> InputStatistics:
         """Those of ``images [B, channels, H, W]``."""
         with torch.no_grad():
-            pixels = images.detach().double().transpose(0, 1).flatten(1)
+            pixels = images.detach().cpu().double().transpose(0, 1).flatten(1)
             std, mean = torch.std_mean(pixels, dim=1, correction=0)
             low, high = float(pixels.min()), float(pixels.max())
         height, width = images.shape[-2:]

@@ -122,23 +122,24 @@ def measure(
         For each layer what :meth:`DissectionMetric.compute` returns.
     """
     device = device_of(model)
+    counting = torch.device("cpu") if device.type == "mps" else device  # thresholds need float64, which MPS lacks
     num_local = dictionary.num_local
     metrics = {
-        name: DissectionMetric(dictionary.ontology, quantile, num_local=num_local, sync_on_compute=False).to(device)
+        name: DissectionMetric(dictionary.ontology, quantile, num_local=num_local, sync_on_compute=False).to(counting)
         for name in layers
     }
     num_batches = -(-len(dictionary) // batch_size)
     with undisturbed(model), record(model, layers) as outputs:
         batches = dictionary.batches(batch_size)
         for batch in tqdm(batches, "Dissecting", num_batches, leave=False, disable=None if progress else True, delay=2):
-            on_device = batch.to(device)
             outputs.clear()
             with context():
-                forward(model, on_device.images, forward_fn)
+                forward(model, batch.images.to(device), forward_fn)
+            labels = batch.to(counting)
             for name, metric in metrics.items():
                 maps = unit_maps(name, outputs, len(batch.index), grid)
                 try:
-                    metric.update(maps, on_device)
+                    metric.update(maps.to(counting), labels)
                 except ValueError as error:
                     raise ValueError(f"layer {name!r}: {error}") from error
         outputs.clear()
@@ -172,6 +173,8 @@ def forward(model: nn.Module, images: Tensor, forward_fn: ForwardFn | None) -> N
             forward_fn(model, images)
         else:
             model(images)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise RuntimeError(
             f"{type(model).__name__} failed on dictionary images {list(images.shape)}: {error}. They must have the "
@@ -190,11 +193,17 @@ def device_of(model: nn.Module) -> torch.device:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """While open the model is in evaluation mode without gradients; at the end all is as it was.
 
-    Restores the mode of every submodule and the state of the random number generators of Python, numpy and
-    torch, also after an exception. Inference mode is left for the time, since tensors made in it could not
-    be used in training later.
+    Restores the mode and the buffers of every submodule (a forward pass may count or keep averages, and some
+    modules refuse to leave training mode) and the state of the random number generators of Python, numpy
+    and torch, also after an exception. Inference mode is left for the time, since tensors made in it could
+    not be used in training later.
     """
     modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what training uses
     cuda = [device_of(model)] if device_of(model).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), torch.no_grad():
@@ -204,5 +213,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
+            for module, name, buffer, value in buffers:
+                buffer.copy_(value)
+                module._buffers[name] = buffer
             random.setstate(state[0])
             np.random.set_state(state[1])  # noqa: NPY002

@@ -96,7 +96,6 @@ class Watch(L.Callback):
             hnd = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("hnd/")}
             expected = scalars(dissect(pl_module, random_dictionary(), "body.2"))
             assert hnd == pytest.approx(expected)
-            assert pl_module.training == any(m.training for m in pl_module.modules())
             self.seen.append(hnd)
 
 
@@ -223,6 +222,7 @@ def test_a_callback_serves_run_after_run(tmp_path: Path) -> None:
         L.seed_everything(seed, verbose=False)
         trainer(tmp_path / str(seed), callback, max_epochs=1).fit(Net(), *data())
         baselines.append(callback.baseline)
+        assert callback.dictionary is not None
         assert len(list((tmp_path / str(seed) / "hnd").iterdir())) == 2
     assert baselines[0] != baselines[1]
 
@@ -234,6 +234,85 @@ def test_two_callbacks_keep_out_of_each_others_way(tmp_path: Path) -> None:
     for callback, folder, layer in ((first, "hnd", "body.0"), (second, "hnd-2", "body.2")):
         assert Dissection.load(tmp_path / folder / "epoch=0000-step=00000004.hnd") == callback.latest
         assert f"hnd/{layer}/readme/mean_iou" in run.callback_metrics
+
+
+def test_two_callbacks_that_would_log_one_key_are_refused(tmp_path: Path) -> None:
+    pair = (HNDCallback(random_dictionary(seed=seed)) for seed in (0, 1))
+    with pytest.raises(ValueError, match=r"two HNDCallbacks of this Trainer would log 'hnd/body.2/readme/"):
+        trainer(tmp_path, *pair).fit(Net(), *data())
+
+
+def test_what_the_forward_logs_of_the_dictionary_goes_nowhere(tmp_path: Path) -> None:
+    class Talkative(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            self.log("brightness", x.mean(), on_step=True, on_epoch=True)
+            return super().forward(x)
+
+    seen = []
+    for callbacks in ((), (HNDCallback(random_dictionary()),)):
+        run = trainer(tmp_path, *callbacks, max_epochs=1)
+        L.seed_everything(0, verbose=False)
+        run.fit(Talkative(), *data())
+        seen.append(run.callback_metrics["brightness_epoch"])
+    assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_the_forward_runs_in_the_trainers_precision(tmp_path: Path, precision: str) -> None:
+    seen = set()
+
+    class Looking(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            seen.add(out.dtype)
+            return out
+
+    callback = HNDCallback(random_dictionary())
+    trainer(tmp_path, callback, precision=precision, max_epochs=1).fit(Looking(), *data())
+    assert seen == {torch.float64 if precision == "64-true" else torch.bfloat16}
+    assert callback.latest is not None
+
+
+def test_fitting_after_validating_works(tmp_path: Path) -> None:
+    callback = HNDCallback(random_dictionary())
+    run, net = trainer(tmp_path, callback, max_epochs=1), Net()
+    run.validate(net, data()[1], verbose=False)
+    run.fit(net, *data())
+    baseline = callback.baseline
+    assert baseline is not None
+    run.fit_loop.max_epochs = 2
+    run.fit(net, *data())  # goes on: the first baseline stays
+    assert callback.baseline is baseline
+    assert len(list((tmp_path / "hnd").glob("start-*"))) == 1
+
+
+def test_a_resumed_run_is_checked_before_its_first_step(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="last")
+    trainer(tmp_path, HNDCallback(random_dictionary()), keep, max_epochs=1).fit(Net(), *data())
+    net = Net()
+    stop = EarlyStopping("hnd/body.2/readme/mean_iuo")
+    run = trainer(tmp_path, HNDCallback(random_dictionary()), stop, max_epochs=2)
+    with pytest.raises(ValueError, match="which HNDCallback does not log"):
+        run.fit(net, *data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert run.global_step == 4
+
+
+def test_a_plateau_scheduler_on_a_stale_or_unknown_key_is_refused(tmp_path: Path) -> None:
+    class Scheduled(Net):
+        monitor = ""
+
+        def configure_optimizers(self) -> dict[str, Any]:
+            optimizer = super().configure_optimizers()
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor}}
+
+    net = Scheduled()
+    net.monitor = "hnd/body.2/readme/mean_iou"
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau monitors .* every 2 epochs only"):
+        trainer(tmp_path, HNDCallback(random_dictionary(), every_n_epochs=2)).fit(net, *data())
+    net.monitor = "hnd/body.2/readme/mean_iuo"
+    with pytest.raises(ValueError, match="ReduceLROnPlateau monitors .* does not log"):
+        trainer(tmp_path, HNDCallback(random_dictionary())).fit(net, *data())
 
 
 def test_a_run_without_validation_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 from pathlib import Path
 
@@ -121,6 +123,19 @@ def test_tokens_are_laid_out_on_a_grid(dictionary, capsys) -> None:
         dissect(model, dictionary, "blocks.1", grid=(5, 5))
 
 
+def test_attention_maps_are_no_place_in_the_face(dictionary) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.norm, self.softmax = nn.Conv2d(3, 8, 8, 8), nn.LayerNorm(8), nn.Softmax(-1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.norm(self.patch(x).flatten(2).transpose(1, 2))
+            return self.softmax((tokens @ tokens.transpose(1, 2)).unsqueeze(1))
+
+    assert list(dissect(Attention(), dictionary).layers) == ["patch"]
+
+
 def test_the_first_tensor_of_a_tuple_counts(dictionary) -> None:
     model = nn.Sequential(Tupled())
     assert len(dissect(model, dictionary, "0")["0"].units) == 3
@@ -176,6 +191,7 @@ def test_compiled_modules_are_seen_through(model, dictionary) -> None:
 def test_the_model_and_the_random_numbers_are_left_as_they_were(model, dictionary, fails: bool) -> None:
     model.train()
     model.layer1[0].bn.eval()  # a frozen batch norm
+    model.register_buffer("calls", torch.zeros(()))
     if fails:
         nn.init.constant_(model.head.bias, torch.nan)
     modes = {name: module.training for name, module in model.named_modules()}
@@ -183,7 +199,9 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were(model, dictionar
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
 
     def run(module: ResNet, images: Tensor) -> None:
-        torch.rand(3), random.random(), np.random.rand()  # a model that draws
+        torch.rand(3), random.random(), np.random.rand()  # a model that draws,
+        module.calls += 1  # ... counts,
+        module.layer1[1].bn.train()  # ... and will not leave training mode
         if not torch.isfinite(module(images)).all():
             raise ArithmeticError("not finite")
 
@@ -283,6 +301,11 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         Dissection.load(tmp_path / "b.hnd")
     with pytest.raises(FileNotFoundError):
         Dissection.load(tmp_path / "c.hnd")
+
+
+def test_a_dissection_can_be_pickled_and_copied() -> None:
+    assert pickle.loads(pickle.dumps(made_up())) == made_up()
+    assert copy.deepcopy(made_up())["conv"] == made_up()["conv"]
 
 
 def test_a_dissection_cannot_be_changed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import random_dictionary
 from torch import Tensor
 
 from lightning_hnd import PAPER, DissectionMetric, FaceDictionary
+from lightning_hnd.functional import concept_iou
 
 UNITS, CELLS = 5, (4, 6)
 
@@ -95,7 +97,49 @@ def test_exemplars_are_the_highest_peaks_that_fire(dictionary: FaceDictionary) -
     assert ours["exemplar_image"][-1].tolist() == [-1, -1, -1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_counted_in_full(dictionary: FaceDictionary, dtype: torch.dtype) -> None:
+    maps = activations(dictionary, dtype)
+    ours = run(DissectionMetric(num_local=dictionary.num_local), dictionary, maps, 8)
+    assert_same(ours, run(DissectionMetric(num_local=dictionary.num_local), dictionary, maps.float(), 8))
+    batch = next(dictionary.batches(len(dictionary)))
+    given = batch.masks.dense(), batch.mask_image, batch.mask_concept, len(PAPER.local)
+    iou = concept_iou(maps, ours["threshold"], *given)
+    assert torch.equal(iou, ours["iou_labelled"])
+
+
+def test_a_unit_that_varies_over_group_faces_only_is_not_dead(dictionary: FaceDictionary) -> None:
+    maps = activations(dictionary)
+    maps[dictionary.source >= 0, 0] = 0.5
+    assert run(DissectionMetric(), dictionary, maps, 8)["dead"].tolist() == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("num_local", [None, 0])
+def test_a_dictionary_of_groups_alone_is_served(dictionary: FaceDictionary, num_local: int | None) -> None:
+    groups = dictionary.subset((dictionary.source < 0).nonzero().flatten())
+    maps = activations(dictionary)[dictionary.source < 0]
+    ours = run(DissectionMetric(num_local=num_local), groups, maps, 3)
+    assert ours["threshold"].isinf().all()
+    assert not ours["iou_labelled"].any()
+    whole = run(DissectionMetric(), dictionary, activations(dictionary), 8)
+    assert torch.equal(ours["group_probability"], whole["group_probability"])
+
+
+def test_faces_without_any_mask_are_served(dictionary: FaceDictionary) -> None:
+    bare = (torch.bincount(dictionary.mask_image, minlength=len(dictionary)) == 0).nonzero().flatten()
+    empty = replace(
+        dictionary,
+        masks=dictionary.masks[:0],
+        mask_image=dictionary.mask_image[:0],
+        mask_concept=dictionary.mask_concept[:0],
+    )
+    assert len(bare) < len(empty)
+    ours = run(DissectionMetric(num_local=empty.num_local), empty, activations(empty), 8)
+    assert not ours["intersection"].any()
+    assert ours["threshold"].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_batches_and_pruning_change_nothing(dictionary: FaceDictionary, dtype: torch.dtype) -> None:
     maps = activations(dictionary, dtype)
     whole = run(DissectionMetric(), dictionary, maps, batch_size=len(dictionary))

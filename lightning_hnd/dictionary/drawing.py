@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+Box: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
+"""A box in the face: its centre ``(u, v)`` and half its width and height."""
 
 _TILE = 256  # height and width of the grain, a power of two
 
@@ -58,9 +62,7 @@ class Window:
         return cls(zero, zero, size, *_coordinates(pose, zero, zero, size), pose.edge)
 
     @classmethod
-    def around(
-        cls, pose: Pose, within: Window, centre: tuple[float, float], half: tuple[float, float]
-    ) -> Window:
+    def around(cls, pose: Pose, within: Window, centre: tuple[float, float], half: tuple[float, float]) -> Window:
         """The part of another window that holds a box in the face, turned with it.
 
         Args:

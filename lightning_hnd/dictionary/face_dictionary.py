@@ -267,6 +267,9 @@ class FaceDictionary:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
+    def __repr__(self) -> str:
+        return f"<FaceDictionary: {self}>"
+
     def __str__(self) -> str:
         height, width = self.size
         kinds = torch.bincount(self.source[self.source != UNKNOWN], minlength=len(self.ontology.kinds)).tolist()

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from lightning_hnd.dictionary.drawing import bump, ellipse
+from lightning_hnd.dictionary.drawing import Box, bump, ellipse
 
 if TYPE_CHECKING:
     from lightning_hnd.dictionary.faces import RenderedFaces
@@ -42,6 +41,14 @@ class Mark:
         """Squared distance from its centre, 1 on its outline."""
         across, down = self._own(u, v)
         return ellipse(across, down, *self.radii)
+
+    def lies_in(self, box: Box) -> bool:
+        """Whether a box in the face holds it whole."""
+        (middle, row), (half_width, half_height) = box
+        tilt = math.radians(self.tilt)
+        across = math.hypot(self.radii[0] * math.cos(tilt), self.radii[1] * math.sin(tilt))
+        down = math.hypot(self.radii[0] * math.sin(tilt), self.radii[1] * math.cos(tilt))
+        return self.at[0] + across <= half_width - abs(middle) and abs(self.at[1] - row) + down <= half_height
 
     def _own(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         across = u.abs() - self.at[0] if self.at[0] else u
@@ -111,11 +118,3 @@ def strength(faces: RenderedFaces) -> dict[Mark, Tensor]:
     aged = old * faces.between("wrinkles", 0.5, 1.1)
     marks = {mark: faces.on(name) for name, marks in MARKS.items() for mark in marks}
     return marks | dict.fromkeys(AGE_MARKS, aged)
-
-
-def marked(name: str, u: Tensor, v: Tensor) -> Tensor:
-    """Where a concept leaves marks, ``[N, h, w]`` bool."""
-    result = torch.zeros_like(u, dtype=torch.bool)
-    for mark in MARKS.get(name, ()):
-        result |= mark.squared(u, v) < 1
-    return result

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_hnd.dictionary.drawing import Pose, Window, bump, ellipse, grain, grey, hue, over, rgb, rounded, soft
+from lightning_hnd.dictionary.drawing import Window, bump, ellipse, grain, grey, hue, over, rgb, rounded, soft
 from lightning_hnd.dictionary.face_parts import DoubleChin, Glasses, Head
 from lightning_hnd.dictionary.face_relief import hair_colour, head, skin_colour
 
@@ -33,8 +33,9 @@ def paint(faces: RenderedFaces, size: tuple[int, int]) -> Tensor:
     canvas = _body(faces, frame, canvas)
     window, skin, cover = head(faces, pose, frame)
     at = window.index(frame)
-    face = over(canvas.movedim(1, -1)[at].movedim(-1, 1), skin, cover)
-    canvas.movedim(1, -1)[at] = _glasses(faces, window, face).movedim(1, -1)
+    face = _double_chin(faces, window, canvas.movedim(1, -1)[at].movedim(-1, 1))
+    face = _glasses(faces, window, over(face, skin, cover))
+    canvas.movedim(1, -1)[at] = face.movedim(1, -1)
     canvas = over(canvas, hair.colour, hair.front(frame))
     return _develop(faces, canvas)
 
@@ -117,7 +118,7 @@ class _Hair:
 def _body(faces: RenderedFaces, frame: Window, canvas: Tensor) -> Tensor:
     u, v, edge = frame.u, frame.v, frame.edge
     s = u.abs()
-    shape, chin = Head.of(faces), DoubleChin.of(faces)
+    shape = Head.of(faces)
     male = faces.is_group("gender", 0)
     neck = (s - 0.55 - 0.1 * male - 0.25 * (v - 1.9).clamp(min=0)).maximum(0.6 - v)
     ears = (ellipse(s - shape.width - 0.02, v - 0.2, 0.13, 0.32).sqrt() - 1) * 0.2
@@ -127,10 +128,13 @@ def _body(faces: RenderedFaces, frame: Window, canvas: Tensor) -> Tensor:
     cloth = 2.3 + 0.2 * s.square() - v - (0.75 * (0.6 - 0.8 * s).clamp(min=0)) * -1
     shirt = hue(faces.between("shirt_hue", 0, 1), 0.4, faces.between("shirt", 0.04, 0.9))
     shirt = shirt * (1 - 0.12 * s + 0.06 * (7 * u + 3 * v).sin())[:, None]
-    canvas = over(canvas, shirt, soft(cloth, edge))
-    squared = chin.squared(u, v)
-    fold = skin * (0.92 - 0.55 * squared.clamp(0, 1).square())[:, None]
-    return over(canvas, fold, faces.on("Double_Chin") * soft((squared.clamp(min=1e-4).sqrt() - 1) * 0.5, edge))
+    return over(canvas, shirt, soft(cloth, edge))
+
+
+def _double_chin(faces: RenderedFaces, window: Window, canvas: Tensor) -> Tensor:
+    distance = DoubleChin.of(faces).outside(window.u, window.v)
+    fold = skin_colour(faces) * (0.9 - 0.5 * (1 + 2 * distance).clamp(0, 1).square().square())[:, None]
+    return over(canvas, fold, faces.on("Double_Chin") * soft(distance, window.edge))
 
 
 def _glasses(faces: RenderedFaces, window: Window, face: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class Brows:
 
     def half(self, t: Tensor) -> Tensor:
         """Half its thickness, negative beyond its ends."""
-        return self.thickness * (1.1 - 0.7 * t) - 0.5 * ((t - 0.5).abs() - 0.5).clamp(min=0)
+        return self.thickness * (1.1 - 0.7 * t) - 1.5 * ((t - 0.5).abs() - 0.5).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -194,30 +194,21 @@ class Mouth:
             drop=0.13 * faces.on("AU_26"),
         )
 
-    def line(self, q2: Tensor) -> Tensor:
-        """The row at which shut lips meet; ``q2`` is the square of ``q``."""
-        return self.PLACE + self.lift * (0.35 - q2) - self.pushed * (1 - q2)
-
-    def gaps(self, q2: Tensor) -> tuple[Tensor, Tensor]:
-        """How far upper and lower lip have moved from that line."""
-        arc = (1 - q2).clamp(min=0)
-        wide = (1 - q2.square()).clamp(min=0)
-        teeth = self.parted * wide + self.toothy * wide
-        deep = self.open * bump(q2 / 0.6) + self.drop * arc
-        return 0.5 * teeth + 0.2 * deep, 0.5 * teeth + 0.8 * deep
-
-    def top(self, q2: Tensor) -> Tensor:
-        """The upper edge of the upper lip."""
-        return self.line(q2) - self.gaps(q2)[0] - self.upper * (1 - q2) * (0.75 + 1.3 * q2)
-
-    def bottom(self, q2: Tensor) -> Tensor:
-        """The lower edge of the lower lip."""
-        return self.line(q2) + self.gaps(q2)[1] + self.lower * (1 - q2)
+    def rows(self, q2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows of the upper lip's upper and lower edge, and of the lower lip's; ``q2`` is the square of ``q``."""
+        arc = 1 - q2
+        open_arc = arc.clamp(min=0)
+        middle = self.PLACE + self.lift * (0.35 - q2) - self.pushed * arc
+        half = (0.5 * (self.parted + self.toothy)) * (open_arc * (1 + q2))
+        deep = self.open * bump(q2 / 0.6) + self.drop * open_arc
+        inner_top, inner_bottom = middle - half - 0.2 * deep, middle + half + 0.8 * deep
+        top = inner_top - self.upper * arc * (0.75 + 1.3 * q2)
+        return top, inner_top, inner_bottom, inner_bottom + self.lower * arc
 
     def outside(self, u: Tensor, v: Tensor) -> Tensor:
         """Signed distance from the outline of the lips."""
-        q2 = (u / self.width).square()
-        return (self.top(q2) - v).maximum(v - self.bottom(q2)).maximum(u.abs() - self.width)
+        top, _, _, bottom = self.rows((u / self.width).square())
+        return (top - v).maximum(v - bottom).maximum(u.abs() - self.width)
 
 
 class FacialHair:
@@ -282,6 +273,6 @@ class DoubleChin:
         """The folds of these faces, or those that they would have."""
         return cls(Head.of(faces).chin)
 
-    def squared(self, u: Tensor, v: Tensor) -> Tensor:
-        """Squared distance from the middle of the fold, 1 on its outline."""
-        return ellipse(u, v - self.chin + 0.12, 0.78, 0.46)
+    def outside(self, u: Tensor, v: Tensor) -> Tensor:
+        """Signed distance from the outline of the fold, -0.5 in its middle."""
+        return (ellipse(u, v - self.chin + 0.12, 0.78, 0.46).sqrt() - 1) * 0.5

@@ -48,20 +48,30 @@ class Relief:
         window: Which part of the picture.
         colour: ``[N, 3, h, w]``, of the surface.
         height: ``[N, h, w]``, of the surface towards the viewer, in units.
+        shade: ``[N, h, w]``, what the colour is still to be multiplied by: one plane is cheaper than three.
     """
 
     faces: RenderedFaces
     window: Window
     colour: Tensor
     height: Tensor
+    shade: Tensor | None = None
 
     def tint(self, colour: Tensor, alpha: Tensor) -> None:
         """Paints a colour on the surface."""
+        self.settle()
         self.colour = over(self.colour, colour, alpha)
 
     def darken(self, amount: Tensor) -> None:
         """Darkens the surface by a share of its colour."""
-        self.colour = self.colour * (1 - amount)[:, None]
+        kept = 1 - amount
+        self.shade = kept if self.shade is None else self.shade.mul_(kept)
+
+    def settle(self) -> None:
+        """Applies the shade."""
+        if self.shade is not None:
+            self.colour = self.colour * self.shade[:, None]
+            self.shade = None
 
     def part(self, window: Window) -> Relief:
         """A copy of what lies in ``window``, which this window holds, but for its borders perhaps."""
@@ -70,6 +80,7 @@ class Relief:
 
     def put(self, part: Relief) -> None:
         """Takes a part back."""
+        part.settle()
         index = self._index(part.window)
         self.colour.movedim(1, -1)[index] = part.colour.movedim(1, -1)
         self.height[index] = part.height
@@ -81,12 +92,12 @@ class Relief:
         """Leaves a mark."""
         hill, lines = mark.hill(self.window.u, self.window.v)
         if mark.raised:
-            self.height = self.height + amount * mark.raised * hill
+            self.height = self.height + (amount * mark.raised) * hill
         if mark.dark:
-            self.darken(amount * mark.dark * lines)
+            self.darken((amount * mark.dark) * lines)
         if mark.tint:
             *colour, alpha = mark.tint
-            self.tint(self.colour.new_tensor(colour).view(1, 3, 1, 1), amount.clamp(max=1) * alpha * hill)
+            self.tint(self.colour.new_tensor(colour).view(1, 3, 1, 1), (amount * alpha) * hill)
 
     def lit(self, pose: Pose) -> Tensor:
         """The surface under the light, ``[N, 3, h, w]``."""
@@ -219,26 +230,26 @@ def _mouth(relief: Relief) -> None:
     faces, u, v, edge = relief.faces, relief.window.u, relief.window.v, relief.window.edge
     mouth = Mouth.of(faces)
     q2 = (u / mouth.width).square()
-    line, (up, down) = mouth.line(q2), mouth.gaps(q2)
+    top, inner_top, inner_bottom, bottom = mouth.rows(q2)
     ends = u.abs() - mouth.width
-    bottom = mouth.bottom(q2)
-    lips = soft(mouth.outside(u, v), edge)
-    pale = 0.95 - 0.2 * faces.between("lip_red", 0, 1)
-    natural = skin_colour(faces) * grey(pale, 0.95, 0.72, 0.76)
+    lips = soft((top - v).maximum(v - bottom).maximum(ends), edge)
+    natural = skin_colour(faces) * grey(faces.between("lip_red", 0.95, 0.75), 0.95, 0.72, 0.76)
     red = faces.between("lipstick", 0, 1)
     stick = rgb(0.55 + 0.3 * red, 0.04 + 0.1 * red, 0.12 + 0.2 * red)
     relief.tint(torch.lerp(natural, stick, 0.85 * faces.on("Wearing_Lipstick")[:, None]), lips)
-    round_ = bump(((v - bottom) / 0.11 + 1).square()) - 0.6 * bump(((v - line) / 0.05).square())
-    relief.height = relief.height + 0.035 * lips * round_
-    relief.darken(0.6 * soft((v - line + up).abs() - 0.006, 1.5 * edge) * soft(ends, edge))
-    gap = soft((line - up - v).maximum(v - line - down).maximum(ends), edge)
-    inside = grey(faces.between("lip_red", 0.1, 0.2), 1, 0.35, 0.35).expand(-1, -1, *relief.window.size)
-    inside = over(
-        inside,
-        rgb(0 * red + 0.6, 0 * red + 0.25, 0 * red + 0.27),
-        0.8 * bump(((v - line - down) / 0.09).square()) * bump((u / 0.3).square()),
-    )
-    shown = (0.09 * ((mouth.parted + mouth.toothy) > 0)) * (1 - q2).clamp(min=0)
+    swell = bump(((v - bottom) / 0.11 + 1).square()) - 0.6 * bump(((v - inner_bottom) / 0.05).square())
+    relief.height = relief.height + 0.035 * lips * swell
+    relief.darken(0.6 * soft((v - inner_top).abs() - 0.006, 1.5 * edge) * soft(ends, edge))
+    relief.tint(_inner_mouth(relief, mouth, q2), soft((inner_top - v).maximum(v - inner_bottom).maximum(ends), edge))
+
+
+def _inner_mouth(relief: Relief, mouth: Mouth, q2: Tensor) -> Tensor:
+    """Teeth above, tongue below, dark between: ``[N, 3, h, w]``."""
+    faces, u, v = relief.faces, relief.window.u, relief.window.v
+    _, inner_top, inner_bottom, _ = mouth.rows(q2)
+    dark = grey(faces.between("lip_red", 0.1, 0.2), 1, 0.35, 0.35).expand(-1, -1, *relief.window.size)
+    tongue = 0.8 * bump(((v - inner_bottom) / 0.09).square()) * bump((u / 0.3).square())
+    inside = over(dark, grey(faces.between("lip_red", 0.65, 0.55), 1, 0.42, 0.45), tongue)
+    shown = 0.09 * ((mouth.parted + mouth.toothy) > 0) * (1 - q2).clamp(min=0)
     white = grey(faces.between("skin", 0.98, 0.85), 1, 0.98, 0.93)
-    inside = over(inside, white, soft(v - (line - up) - shown, edge))
-    relief.tint(inside, gap)
+    return over(inside, white, soft(v - inner_top - shown, relief.window.edge))

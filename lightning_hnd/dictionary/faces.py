@@ -34,7 +34,7 @@ TRAITS = (
 )
 """The columns of ``RenderedFaces.traits``: what differs between faces besides their labels."""
 
-_PIXELS = 2**18  # drawn at once, about: bounds memory and keeps planes in the processor's cache
+_PIXELS = 2**19  # drawn at once, about: bounds memory and keeps planes in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +173,10 @@ class RenderedFaces:
         ):
             raise ValueError(f"No_Beard excludes {', '.join(FACIAL_HAIR)}: they cannot be given together")
         return result
+
+    def flipped(self, name: str) -> RenderedFaces:
+        """The same faces, those with the concept ``name`` without it and those without it with it."""
+        return self.replace(**{name: ~self._present(name)})
 
     def _presence_values(self, name: str, value: Any) -> Tensor:
         result = torch.as_tensor(value, device=self.switches.device)

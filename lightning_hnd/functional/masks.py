@@ -62,14 +62,14 @@ class PackedMasks:
     @classmethod
     def pack(cls, masks: Tensor) -> PackedMasks:
         """Packs ``[M, H, W]`` bool masks."""
-        flat = masks.reshape(masks.shape[0], -1).cpu().numpy()
+        flat = masks.flatten(1).cpu().numpy()
         return cls(torch.from_numpy(np.packbits(flat, axis=1)), (masks.shape[1], masks.shape[2]))
 
     def dense(self) -> Tensor:
         """The masks, ``[M, H, W]`` bool."""
         height, width = self.size
         flat = np.unpackbits(self.bits.numpy(), axis=1, count=height * width)
-        return torch.from_numpy(flat).bool().reshape(-1, height, width)
+        return torch.from_numpy(flat).bool().reshape(len(self), height, width)
 
     def __len__(self) -> int:
         return self.bits.shape[0]

@@ -81,6 +81,8 @@ def concept_iou(
         True
     """
     num_images, num_units = activations.shape[:2]
+    if activations.dtype in (torch.float16, torch.bfloat16):
+        activations = activations.float()  # exact, while interpolating in half precision is not
     _validate_masks(masks, mask_image, mask_concept, num_images, num_concepts)
     if thresholds.shape != (num_units,):
         raise ValueError(f"thresholds must be [{num_units}], one for each unit, got {tuple(thresholds.shape)}")

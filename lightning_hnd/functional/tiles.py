@@ -72,9 +72,10 @@ class TileGrid:
         """
         padded = torch.nn.functional.pad(masks, (0, 1, 0, 1))
         cut = padded[:, self.row_pixel.flatten()][:, :, self.block_pixel.flatten()]
-        bits = torch.from_numpy(np.packbits(cut.cpu().numpy(), axis=2, bitorder="little")).to(masks.device)
-        rows = bits.view(torch.int16).reshape(len(masks), *self.row_pixel.shape, len(self.block_gap))
-        return rows.transpose(2, 3).contiguous().view(torch.int64)
+        bits = np.packbits(cut.cpu().numpy(), axis=2, bitorder="little")
+        rows = bits.view(np.int16).reshape(len(masks), *self.row_pixel.shape, len(self.block_gap))
+        words = rows.transpose(0, 1, 3, 2).copy().view(np.int64)
+        return torch.from_numpy(words).to(masks.device)
 
 
 def axis_position(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor]:
