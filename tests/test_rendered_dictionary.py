@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from lightning_hnd import PAPER, FaceDictionary
+from lightning_hnd.report import contact_sheet
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +56,42 @@ def test_grey_is_the_luminance_of_the_same_faces(faces: FaceDictionary) -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValueError, match="images=4 is too few"):
         FaceDictionary.rendered(images=4)
+
+
+def test_written_out_in_the_released_layout_and_read_again(faces: FaceDictionary, tmp_path: Path) -> None:
+    faces.to_folder(tmp_path / "faces")
+    again = FaceDictionary.from_folder(tmp_path / "faces", size=(40, 48))
+    local = (faces.source >= 0).nonzero().flatten()
+    assert again.num_local == len(local)
+    original = {int(Path(name).parent.name): i for i, name in enumerate(again.names) if name.endswith("original.png")}
+    order = torch.tensor([original[i] for i in local.tolist()])
+    assert torch.equal(again.pictures[order], faces.pictures[local])
+    assert torch.equal(again.source[order], faces.source[local])
+    assert again.images_per_concept == faces.images_per_concept
+    assert again.images_per_group == faces.images_per_group
+    truth, read = faces.subset(local), again.subset(order)
+    assert torch.equal(truth.masks.bits, read.masks.bits)
+    assert torch.equal(truth.mask_concept, read.mask_concept)
+    labelled = dict(zip(again.names, again.labels, strict=True))
+    i = int((faces.source < 0).nonzero()[0])
+    age, gender = (PAPER.global_[k].groups[int(faces.group[i, k])] for k in (0, 1))
+    copy = labelled[f"non_localizable/gender/{gender}/{i:06d}.png"]
+    assert (copy["age"], copy["gender"]) == (age, gender)
+    with pytest.raises(FileExistsError, match="exists already"):
+        faces.to_folder(tmp_path / "faces")
+
+
+def test_contact_sheets_show_faces_and_masks(faces: FaceDictionary) -> None:
+    sheet = contact_sheet(faces, "nose", columns=4, rows=2)
+    assert sheet.shape == (80, 192, 3)
+    first = int((faces.mask_concept == PAPER.concept_index("nose")).nonzero()[0])
+    face = faces.pictures[faces.mask_image[first]].permute(1, 2, 0).numpy()
+    mask = faces.masks[first : first + 1].dense()[0].numpy()
+    assert (sheet[:40, :48] == face).all()
+    assert ((sheet[:40, 48:96] != face).any(-1) == mask).mean() > 0.999
+    female = contact_sheet(faces, "gender/Female", columns=5, rows=1)
+    assert (female[:, :48] == faces.pictures[faces.group[:, 1] == 1][0].permute(1, 2, 0).numpy()).all()
+    with pytest.raises(ValueError, match="has no image of 'ethnicity/white'"):
+        contact_sheet(faces, "ethnicity/white")
+    with pytest.raises(KeyError, match="has no group 'Man'; it has Male, Female"):
+        contact_sheet(faces, "gender/Man")

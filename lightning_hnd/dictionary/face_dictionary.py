@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary.faces import RenderedFaces
-from lightning_hnd.dictionary.folder import Crop, read_folder
+from lightning_hnd.dictionary.folder import Crop, read_folder, write_folder
 from lightning_hnd.dictionary.photometric import require_photometric
 from lightning_hnd.functional.masks import PackedMasks
 
@@ -224,6 +224,17 @@ class FaceDictionary:
             origin=f"{images} rendered faces (seed {seed})",
             drawn=True,
         )
+
+    def to_folder(self, path: str | Path) -> None:
+        """Writes it in the layout of the released dictionary; :meth:`from_folder` reads it.
+
+        Args:
+            path: The folder to make.
+
+        Raises:
+            FileExistsError: If there is something already.
+        """
+        write_folder(Path(path), self)
 
     # ------------------------------------------------------------------------------------------------- what it holds
 

@@ -1,4 +1,4 @@
-"""The layout of the released Face Dictionary on disk, read exactly and checked whole."""
+"""The layout of the released Face Dictionary on disk: read exactly and checked whole, and written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,14 @@ from tqdm.auto import tqdm
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.functional.masks import PackedMasks
 
+if TYPE_CHECKING:
+    from lightning_hnd.dictionary.face_dictionary import FaceDictionary
+
 Crop: TypeAlias = tuple[float, float, float, float] | Callable[[Image.Image], tuple[float, float, float, float]]
 """A box ``(left, top, right, bottom)``: in shares of the picture, or from a function, in its pixels."""
 
 TABLE_OF_KIND = {"attribute": "Attributes.csv", "action_unit": "Action_Units.csv", "part": "Parts.csv"}
+FOLDER_OF_KIND = {"attribute": "attributes", "action_unit": "AU", "part": "parts"}
 GLOBAL_FOLDER = "non_localizable"
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -184,6 +188,68 @@ def _require_unique(entries: list[Entry], root: Path) -> None:
         if (entry.path, entry.group) in seen:
             raise ValueError(f"{entry.path.relative_to(root)} is listed twice in {root}; an image may count only once")
         seen.add((entry.path, entry.group))
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def write_folder(root: Path, dictionary: FaceDictionary) -> None:
+    """Writes a dictionary in the released layout, so that any tool that reads the released one reads it.
+
+    A face that belongs to groups of several global concepts is written once for each, as the layout wants;
+    ``labels.csv`` says of every copy all that is known.
+
+    Args:
+        root: The folder to make.
+        dictionary: What to write.
+
+    Raises:
+        FileExistsError: If there is something at ``root`` already.
+    """
+    if root.exists():
+        raise FileExistsError(f"{root} exists already; give a new folder, nothing is written over")
+    ontology = dictionary.ontology
+    tables: dict[int, list[dict[str, str]]] = {source: [] for source in range(len(ontology.kinds))}
+    labels: list[dict[str, str]] = []
+    owner, concept = dictionary.mask_image.tolist(), dictionary.mask_concept.tolist()
+    first = 0
+    for i in tqdm(range(len(dictionary)), "Writing the Face Dictionary", leave=False, disable=None, delay=2):
+        picture = Image.fromarray(dictionary.pictures[i].permute(1, 2, 0).squeeze(-1).numpy())
+        last = next((m for m in range(first, len(owner)) if owner[m] > i), len(owner))
+        source = int(dictionary.source[i])
+        if source >= 0:
+            kind = ontology.kinds[source]
+            folder = f"{FOLDER_OF_KIND.get(kind, kind)}/{i:06d}"
+            _save(picture, root / folder / "original.png")
+            paths = [f"{folder}/{ontology.local[c].name}.png" for c in concept[first:last]]
+            for path, mask in zip(paths, dictionary.masks[first:last].dense().numpy(), strict=True):
+                _save(Image.fromarray(mask), root / path)
+            tables[source].append({"image": f"{folder}/original.png", "labels": ";".join(paths)})
+        first = last
+        groups = {
+            g.name: g.groups[k] for g, k in zip(ontology.global_, dictionary.group[i].tolist(), strict=True) if k >= 0
+        }
+        for name, group in groups.items():
+            path = f"{GLOBAL_FOLDER}/{name}/{group}/{i:06d}.png"
+            _save(picture, root / path)
+            labels.append({"image": path, **dictionary.labels[i], **groups})
+    for source, rows in tables.items():
+        _write_table(root / _table(ontology.kinds[source]), rows)
+    if labels:
+        _write_table(root / GLOBAL_FOLDER / "labels.csv", labels)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def _write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    columns = list(dict.fromkeys(column for row in rows for column in row)) or ["image", "labels"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 # --------------------------------------------------------------------------------------------------------- decoding

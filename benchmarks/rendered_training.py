@@ -1,0 +1,80 @@
+"""A small network that learns labels of pictures, for the measurements on rendered faces."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def auc(scores: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve of ``scores [N]`` for bool ``labels [N]``; ties count half."""
+    values, inverse, counts = scores.double().unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse]
+    positive = int(labels.sum())
+    negative = len(labels) - positive
+    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Images ``[N, 3, H, W]`` uint8 as the network gets them, each with its own mean and spread taken out."""
+    images = images.float() / 255
+    mean, std = images.mean((2, 3), keepdim=True), images.std((1, 2, 3), keepdim=True)
+    return (images - mean) / (std + 0.05)
+
+
+def network(outputs: int, width: int = 32) -> nn.Sequential:
+    """Four strided blocks and a linear layer over what is left of the picture."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for i, out in enumerate((width, 2 * width, 4 * width, 4 * width)):
+        layers += [nn.Conv2d(channels, out, 5 if i == 0 else 3, 2, 2 if i == 0 else 1, bias=False)]
+        layers += [nn.BatchNorm2d(out), nn.ReLU()]
+        channels = out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Dropout(0.4), nn.Linear(36 * channels, outputs))
+
+
+def jitter(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
+    """Normalised pictures with other contrast, tint, noise and blur, mirrored never, shifted by up to ``shift``."""
+    n = len(images)
+
+    def random(low: float, high: float, channels: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(n, channels, 1, 1, generator=generator)
+
+    images = images * random(0.7, 1.3) * random(0.85, 1.15, 3) + random(-0.3, 0.3, 3)
+    blurred = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = torch.lerp(images, blurred, random(0, 1))
+    images = images + random(0, 0.15) * torch.randn(images.shape, generator=generator)
+    if shift:
+        down, right = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
+        images = images.roll((down, right), (2, 3))
+    return images
+
+
+def train(
+    images: Tensor, labels: Tensor, *, epochs: int, seed: int = 0, shift: int = 0, batch_size: int = 64
+) -> nn.Sequential:
+    """Trains the network on ``images [N, 3, H, W]`` uint8 to tell ``labels [N, L]`` bool from their absence."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = network(labels.shape[1]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        steps = epochs * (len(images) // batch_size)
+        optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+        for _ in range(epochs):
+            order = torch.randperm(len(images), generator=generator)
+            for batch in order.split(batch_size)[: len(images) // batch_size]:
+                shown = jitter(normalise(images[batch]), generator, shift)
+                loss = functional.binary_cross_entropy_with_logits(net(shown), labels[batch].float())
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+    return net.eval()
+
+
+@torch.no_grad()
+def score(net: nn.Module, images: Tensor) -> Tensor:
+    """The network's scores ``[N, L]`` of ``images [N, 3, H, W]`` uint8."""
+    return torch.cat([net(normalise(batch)) for batch in images.split(256)])
