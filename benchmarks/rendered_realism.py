@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("celeba", type=Path)
     parser.add_argument("smile_weights", type=Path)
-    parser.add_argument("--faces", type=int, default=6000)
+    parser.add_argument("--faces", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
     smiles(args.celeba, args.smile_weights)

@@ -23,7 +23,7 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean) / (std + 0.05)
 
 
-def network(outputs: int, width: int = 32) -> nn.Sequential:
+def network(outputs: int, width: int = 20) -> nn.Sequential:
     """Four strided blocks and a linear layer over what is left of the picture."""
     layers: list[nn.Module] = []
     channels = 3

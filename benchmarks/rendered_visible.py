@@ -26,9 +26,9 @@ def labels_of(faces: RenderedFaces) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faces", type=int, default=6000)
+    parser.add_argument("--faces", type=int, default=5000)
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     known, fresh = RenderedFaces.sample(args.faces, seed=0), RenderedFaces.sample(1500, seed=1)
     net = train(known.draw(args.size)[0], labels_of(known), epochs=args.epochs)

@@ -7,7 +7,6 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,11 +41,9 @@ def resolve_layers(model: nn.Module, layers: str | Sequence[str]) -> tuple[str, 
         found = [pattern] if pattern in known else fnmatch.filter(known, pattern)
         if not found:
             near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.6)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
-            listed = list(known) if len(known) <= 60 else [name for name in known if name.count(".") < 2][:60]
-            raise ValueError(
-                f"no layer matches {pattern!r}{hint} This model has: {', '.join(listed)}".replace("?;", ";")
-            )
+            hint = f" (nearest: {', '.join(near)})" if near else ""
+            listed = list(known) if len(known) <= 60 else [*[n for n in known if n.count(".") < 2][:60], "..."]
+            raise ValueError(f"no layer matches {pattern!r}{hint}; this model has: {', '.join(listed)}")
         chosen.update(found)
     return tuple(name for name in known if name in chosen)
 
@@ -131,27 +128,12 @@ def unit_maps(name: str, outputs: Mapping[str, list[Any]], num_images: int, grid
     return output[:, output.shape[1] - cells :].transpose(1, 2).reshape(num_images, -1, *grid)
 
 
-@dataclass(frozen=True)
-class DefaultLayer:
-    """The layer that is dissected where none is named, and what a user should know of the choice."""
-
-    name: str
-    remark: str
-
-
-def default_layer(model: nn.Module, run: Callable[[], Any], grid: Grid | None) -> DefaultLayer:
-    """The last spatial output, in order of execution, that a forward pass really reaches.
-
-    A block finishes after the layers inside it, so of a residual network this is the output of the last
-    block; of a plain ``nn.Sequential`` its last member is named.
+def trace(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, tuple[int, ...]]]:
+    """The layers that a forward pass reaches and the shapes of their outputs, in the order in which they finish.
 
     Args:
         model: The module.
         run: Runs one forward pass.
-        grid: ``(h, w)`` of token sequences, which count only if it is given.
-
-    Raises:
-        ValueError: If no output is spatial.
     """
     finished: list[tuple[str, tuple[int, ...]]] = []
 
@@ -163,21 +145,36 @@ def default_layer(model: nn.Module, run: Callable[[], Any], grid: Grid | None) -
 
         return hook
 
-    known = named_layers(model)
-    handles = [module.register_forward_hook(note(name)) for name, module in known.items()]
+    handles = [module.register_forward_hook(note(name)) for name, module in named_layers(model).items()]
     try:
         with _eager():
             run()
     finally:
         for handle in handles:
             handle.remove()
+    return finished
 
+
+def last_spatial(model: nn.Module, finished: list[tuple[str, tuple[int, ...]]], grid: Grid | None) -> str:
+    """The last layer with a spatial output, in order of execution.
+
+    A block finishes after the layers inside it, so of a residual network this is the last block; of a plain
+    ``nn.Sequential`` its last member is named. Attention maps, of every token to every token, are not spatial.
+
+    Args:
+        model: The module.
+        finished: Its :func:`trace`.
+        grid: ``(h, w)`` of token sequences, which count only if it is given.
+
+    Raises:
+        ValueError: If no output is spatial.
+    """
     sequences = {shape[1] for _, shape in finished if len(shape) == 3}
 
     def spatial(shape: tuple[int, ...]) -> bool:
         if len(shape) == 3:
             return grid is not None and shape[1] >= grid[0] * grid[1]
-        attention = shape[2:] in {(tokens, tokens) for tokens in sequences}  # every token to every token: no place
+        attention = shape[2:] in {(tokens, tokens) for tokens in sequences}
         return len(shape) == 4 and shape[2] * shape[3] > 1 and not attention
 
     order = [name for name, _ in finished]
@@ -187,18 +184,29 @@ def default_layer(model: nn.Module, run: Callable[[], Any], grid: Grid | None) -
             "no layer of this model gives maps [B, units, h, w] in its forward pass; name layers= and, for token "
             "sequences [B, tokens, units], grid="
         )
+    known = named_layers(model)
     name, shape = reached[-1]
-    while isinstance(known[name], nn.Sequential):
-        inner = f"{name}.{len(known[name]) - 1}"  # type: ignore[arg-type]
-        if (inner, shape) not in reached:
-            break
-        name = inner
-    tokens = [other for other, s in finished[order.index(name) + 1 :] if len(s) == 3 and s[1] > 1 and "." in other]
+    while isinstance(block := known[name], nn.Sequential) and (f"{name}.{len(block) - 1}", shape) in reached:
+        name = f"{name}.{len(block) - 1}"
+    return name
+
+
+def remark(name: str, finished: list[tuple[str, tuple[int, ...]]], grid: Grid | None) -> str:
+    """What a user should know of a layer that was chosen for them.
+
+    Args:
+        name: The layer.
+        finished: The :func:`trace` that it was chosen from.
+        grid: ``(h, w)`` of token sequences.
+    """
+    order = [other for other, _ in finished]
+    shape = finished[order.index(name)][1]
     units, cells = (shape[1], shape[2:]) if len(shape) == 4 else (shape[2], grid)
-    remark = f"dissecting {name!r}, the last spatial layer that the forward pass reaches ({units} units, maps {cells})"
+    said = f"dissecting {name!r}, the last spatial layer that the forward pass reaches ({units} units, maps {cells})"
+    tokens = [other for other, s in finished[order.index(name) + 1 :] if len(s) == 3 and s[1] > 1]
     if tokens and grid is None:
-        remark += f"; after it come token sequences such as {tokens[-1]!r}: to dissect those give layers= and grid="
-    return DefaultLayer(name, remark)
+        said += f"; after it come token sequences such as {tokens[-1]!r}: to dissect those give layers= and grid="
+    return said
 
 
 def _first_tensor(output: Any) -> Tensor | None:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_hnd.activations import Grid, resolve_layers
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.model_input import InputStatistics, find_images, mismatch
-from lightning_hnd.pipeline import ForwardFn, describe, find_default_layer, measure, undisturbed
+from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_unknown
+from lightning_hnd.pipeline import ForwardFn, choose_layers, describe, measure
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
-from lightning_hnd.report.scalars import keys, prefix
+from lightning_hnd.report.keys import keys, prefix
 from lightning_hnd.report.tensorboard import write
-from lightning_hnd.rules import Rule
+from lightning_hnd.rules import README, Rule
+from lightning_hnd.undisturbed import device_of, kept_random_state
 
 DRAWINGS = (
     "The faces of the built-in dictionary are drawings. A model that is trained on photographs sees them as something "
@@ -77,15 +78,18 @@ class HNDCallback(Callback):
         firing_only: Whether only images in which a unit fires count in its IoU, as in the released code.
         size: Height and width of the dictionary's images, or one number for both. None: those of
             ``example_input_array``, or of the first batch.
-        mean: Subtracted from the dictionary's images in 0..1: what the model is trained with.
-        std: Divides them then.
+        mean: Subtracted from the dictionary's images in 0..1, 0.5 by default: what the model is trained with.
+        std: Divides them then, 0.5 by default.
         grid: ``(rows, columns)`` of token sequences, for vision transformers.
         forward_fn: From the LightningModule and images to anything: one forward pass, where
             ``pl_module(images)`` is not it.
         batch_size: Dictionary images in a batch.
 
     Raises:
-        ValueError: If a value is out of range, or ``size`` is given beside a FaceDictionary, which has one.
+        ValueError: If a value is out of range, or ``size``, ``mean`` or ``std`` is given beside a FaceDictionary,
+            which has its own. Before the first step also: if a layer does not exist or does not run, the
+            dictionary is damaged, activations are not finite, somebody monitors a key that will not be logged
+            or goes stale, or the module is split over devices.
         FileNotFoundError: If ``dictionary`` is a path that does not exist.
 
     Attributes:
@@ -99,12 +103,12 @@ class HNDCallback(Callback):
         dictionary: FaceDictionary | str | Path | None = None,
         layers: str | Sequence[str] | None = None,
         every_n_epochs: int = 1,
-        quantile: float = 0.005,
-        iou_threshold: float = 0.04,
-        firing_only: bool = False,
+        quantile: float = README.quantile,
+        iou_threshold: float = README.iou_threshold,
+        firing_only: bool = README.firing_only,
         size: int | tuple[int, int] | None = None,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         grid: Grid | None = None,
         forward_fn: ForwardFn | None = None,
         batch_size: int = 64,
@@ -113,14 +117,18 @@ class HNDCallback(Callback):
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if isinstance(dictionary, FaceDictionary) and size is not None:
-            raise ValueError(f"size={size} is given, but the FaceDictionary has its own: {dictionary.size}")
+        if isinstance(dictionary, FaceDictionary):
+            for name, given in (("size", size), ("mean", mean), ("std", std)):
+                if given is not None:
+                    own = getattr(dictionary, name)
+                    raise ValueError(f"{name}={given} is given, but the FaceDictionary has its own: {own}")
         if isinstance(dictionary, str | Path) and not Path(dictionary).is_dir():
             raise FileNotFoundError(f"there is no Face Dictionary at {dictionary}: no such folder")
         self._given = dictionary
         self._layers = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
         self._every_n_epochs = every_n_epochs
-        self._size, self._mean, self._std = size, mean, std
+        self._size = size
+        self._mean, self._std = 0.5 if mean is None else mean, 0.5 if std is None else std
         self._grid = grid
         self._forward_fn = forward_fn
         self._batch_size = batch_size
@@ -150,7 +158,7 @@ class HNDCallback(Callback):
                 "each device (one device, or DDP)"
             )
         if stage == "fit":
-            self._refuse_stale_monitors(trainer)
+            refuse_stale(trainer, self._every_n_epochs)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the layers, and the size where the module has an ``example_input_array``."""
@@ -164,7 +172,7 @@ class HNDCallback(Callback):
                 "HNDCallback dissects at validation, and this run has none (no validation_step or dataloader, or "
                 "limit_val_batches=0): only the state at start will be seen"
             )
-        self._refuse_stale_monitors(trainer)
+        refuse_stale(trainer, self._every_n_epochs)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -200,7 +208,9 @@ class HNDCallback(Callback):
             self._open_dictionary(pl_module, images)
         assert self.dictionary is not None
         self._compared = True
-        with undisturbed(pl_module):
+        if self.dictionary.drawn:
+            rank_zero_warn(DRAWINGS)
+        with kept_random_state(device_of(pl_module)):
             warning = mismatch(InputStatistics.of(images), self.dictionary)
         if warning is not None:
             rank_zero_warn(warning)
@@ -209,39 +219,13 @@ class HNDCallback(Callback):
         assert not isinstance(self._given, FaceDictionary)
         options: dict[str, Any] = {"mean": self._mean, "std": self._std, "channels": like.shape[1]}
         options["size"] = self._size if self._size is not None else (like.shape[2], like.shape[3])
-        if self._given is None:
-            rank_zero_warn(DRAWINGS)
-        with undisturbed(pl_module):
+        with kept_random_state(device_of(pl_module)):
             self.dictionary = (
                 FaceDictionary.rendered(**options)
                 if self._given is None
                 else FaceDictionary.from_folder(self._given, **options)
             )
         rank_zero_info(f"HNDCallback: {self.dictionary}")
-
-    def _refuse_stale_monitors(self, trainer: pl.Trainer) -> None:
-        for who, monitor in _monitors(trainer):
-            if self._every_n_epochs > 1:
-                raise ValueError(
-                    f"{who} monitors {monitor!r}, which HNDCallback measures every {self._every_n_epochs} epochs only; "
-                    f"in between it would read an old value as a new one. Give HNDCallback(every_n_epochs=1)"
-                )
-
-    def _refuse_unknown_monitors(self, trainer: pl.Trainer) -> None:
-        others = [callback for callback in _dissecting(trainer) if callback is not self]
-        known = self._keys()
-        for who, monitor in _monitors(trainer):
-            if monitor not in known and not others:  # what another one will log, this one cannot know
-                near = difflib.get_close_matches(monitor, known, n=3) or known[:3]
-                raise ValueError(
-                    f"{who} monitors {monitor!r}, which HNDCallback does not log; did you mean {', '.join(near)}?"
-                )
-        twice = {key for other in others for key in other._keys()} & set(known)
-        if twice:
-            raise ValueError(
-                f"two HNDCallbacks of this Trainer would log {min(twice)!r}, and Lightning would log their mean; give "
-                "them different layers or rules, or dissect with the second dictionary in another run"
-            )
 
     def _keys(self) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
@@ -276,7 +260,7 @@ class HNDCallback(Callback):
         self._baseline_scalars = scalars(self.baseline)
         # self.log here would be recorded at the first epoch's step, behind that epoch's own value
         for logger in trainer.loggers:
-            logger.log_metrics(self._baseline_scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.log_metrics(self._baseline_scalars, step=_logged_step(trainer))
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
         self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})")
 
@@ -293,15 +277,21 @@ class HNDCallback(Callback):
     ) -> dict[str, dict[str, torch.Tensor]]:
         context = trainer.precision_plugin.forward_context
         with _unlogged(pl_module):
-            if not self._names and self._layers is not None:
-                self._names = resolve_layers(pl_module, self._layers)
             if not self._names:
-                chosen = find_default_layer(
-                    pl_module, dictionary, grid=self._grid, forward_fn=self._forward_fn, context=context
+                self._names, said = choose_layers(
+                    pl_module,
+                    dictionary,
+                    self._layers,
+                    grid=self._grid,
+                    forward_fn=self._forward_fn,
+                    context=context,
                 )
-                rank_zero_info(f"HNDCallback: {chosen.remark}")
-                self._names = (chosen.name,)
-            self._refuse_unknown_monitors(trainer)
+                if said:
+                    rank_zero_info(f"HNDCallback: {said}")
+            others = [key for callback in _dissecting(trainer) if callback is not self for key in callback._keys()]
+            refuse_shared(self._keys(), others)
+            if len(_dissecting(trainer)) == 1:  # what another one will log, this one cannot know
+                refuse_unknown(trainer, self._keys())
             return measure(
                 pl_module,
                 dictionary,
@@ -319,15 +309,12 @@ class HNDCallback(Callback):
         if trainer.is_global_zero:
             self._write(trainer, dissection, title, Path(log_dir))
 
-    @rank_zero_only
     def _write(self, trainer: pl.Trainer, dissection: Dissection, title: str, log_dir: Path) -> None:
         assert self.dictionary is not None
         show(dissection, title)
-        # the step under which Lightning logs the scalars of this moment; global_step counts optimizers apart
-        logged = trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                write(logger.experiment, dissection, self.dictionary, logged)
+                write(logger.experiment, dissection, self.dictionary, _logged_step(trainer))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             when = "start" if dissection.info["at_start"] else f"epoch={trainer.current_epoch:04d}"
             mine = _dissecting(trainer).index(self)
@@ -359,21 +346,13 @@ class HNDCallback(Callback):
         self._names = tuple(state_dict["layers"])
 
 
+def _logged_step(trainer: pl.Trainer) -> int:
+    """The step under which Lightning logs the scalars of this moment; ``global_step`` counts optimizers apart."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
 def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:
     return [callback for callback in trainer.callbacks if isinstance(callback, HNDCallback)]  # type: ignore[attr-defined]
-
-
-def _monitors(trainer: pl.Trainer) -> list[tuple[str, str]]:
-    """Who watches which of our keys: callbacks that stop or keep, and learning-rate schedulers, once they exist."""
-    watching = [
-        (type(callback).__name__, callback.monitor)
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping | ModelCheckpoint)
-    ]
-    for config in trainer.strategy.lr_scheduler_configs:
-        if config.reduce_on_plateau:
-            watching.append(("ReduceLROnPlateau", config.monitor))
-    return [(who, monitor) for who, monitor in watching if monitor is not None and monitor.startswith("hnd/")]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+MARGIN_OF_TWO, MARGIN = 1.1, 1.2
+"""Times chance that a group's probability must exceed, of two groups and of any other number (Stage I.4)."""
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -55,10 +58,12 @@ class GlobalConcept:
             raise ValueError(f"global concept {self.name!r} has groups {self.groups}; it needs at least two")
         _require_unique(self.groups, f"group of global concept {self.name!r}")
 
-    def bar(self, num_groups: int) -> float:
-        """Probability that a group must exceed when images of ``num_groups`` groups are there to compare."""
-        margin = self.margin if self.margin is not None else (1.1 if num_groups == 2 else 1.2)
-        return margin / num_groups
+    @property
+    def times_chance(self) -> float:
+        """The margin, or its default."""
+        if self.margin is not None:
+            return self.margin
+        return MARGIN_OF_TWO if len(self.groups) == 2 else MARGIN
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.functional import pair_concepts, pair_groups
 from lightning_hnd.functional.affinity import combine_affinity
 from lightning_hnd.rules import Rule
 
@@ -136,36 +137,36 @@ class LayerDissection:
         return self.statistics["group_probability"]
 
     @cached_property
-    def detected(self) -> Array:
-        """``[U, C]`` bool: which concepts each unit is paired with.
-
-        Those with ``P(c | u) > 1.5 / |R|``, ``|R|`` the number of concepts of the unit's region that the
-        dictionary has images of; in a region of one, that one (Stage III of the method).
-        """
-        concept_region = np.array(self.ontology.concept_region)
-        shown = self.statistics["images_per_concept"] > 0
-        size = np.array([np.sum(shown & (concept_region == r)) for r in range(len(self.ontology.regions))])
-        bar = np.where(size == 1, 0.0, 1.5 / np.maximum(size, 1))
-        return _frozen(np.asarray(self.probability > bar[concept_region], bool))
+    def paired_concepts(self) -> Array:
+        """``[U, C]`` bool: :func:`~lightning_hnd.functional.pair_concepts`."""
+        region, images = torch.tensor(self.ontology.concept_region), self.statistics["images_per_concept"]
+        return _frozen(pair_concepts(torch.tensor(self.probability), region, torch.tensor(images)).numpy())
 
     @cached_property
-    def paired(self) -> Array:
-        """``[U, G]`` bool: which groups each unit is paired with (Stage I.4 of the method).
-
-        A global concept of which the dictionary shows fewer than two groups pairs with nothing.
-        """
-        paired = np.zeros(self.group_probability.shape, bool)
+    def paired_groups(self) -> Array:
+        """``[U, G]`` bool: :func:`~lightning_hnd.functional.pair_groups`, concept by concept."""
         offsets = self.ontology.group_offsets
-        for concept, first, last in zip(self.ontology.global_, offsets[:-1], offsets[1:], strict=True):
-            shown = int(np.sum(self.statistics["images_per_group"][first:last] > 0))
-            if shown >= 2:
-                paired[:, first:last] = self.group_probability[:, first:last] > concept.bar(shown)
-        return _frozen(paired)
+        probability, images = torch.tensor(self.group_probability), torch.tensor(self.statistics["images_per_group"])
+        paired = [
+            pair_groups(probability[:, first:last], images[first:last], concept.times_chance)
+            for concept, first, last in zip(self.ontology.global_, offsets[:-1], offsets[1:], strict=True)
+        ]
+        return _frozen(torch.cat([*paired, torch.zeros(len(self), 0, dtype=torch.bool)], dim=1).numpy())
+
+    @property
+    def live(self) -> int:
+        """How many units are not dead."""
+        return len(self) - int(self.dead.sum())
+
+    @cached_property
+    def units_per_region(self) -> Array:
+        """``[regions]`` int64: interpretable units of each region."""
+        return _frozen(np.bincount(self.region[self.interpretable], minlength=len(self.ontology.regions)))
 
     @cached_property
     def interpretable(self) -> Array:
         """``[U]`` bool: units that are paired with at least one local concept."""
-        return _frozen(np.asarray(self.detected.any(axis=1)))
+        return _frozen(np.asarray(self.paired_concepts.any(axis=1)))
 
     @cached_property
     def strongest(self) -> tuple[int, ...]:
@@ -181,7 +182,7 @@ class LayerDissection:
 
     def _unit(self, u: int) -> Unit:
         local = self.ontology.local
-        concepts = sorted(np.flatnonzero(self.detected[u]), key=lambda c: (-self.probability[u, c], c))
+        concepts = sorted(np.flatnonzero(self.paired_concepts[u]), key=lambda c: (-self.probability[u, c], c))
         groups = [(c.name, g) for c in self.ontology.global_ for g in c.groups]
         return Unit(
             index=u,
@@ -193,7 +194,8 @@ class LayerDissection:
                 for c in concepts
             ),
             groups=tuple(
-                GroupPairing(*groups[g], float(self.group_probability[u, g])) for g in np.flatnonzero(self.paired[u])
+                GroupPairing(*groups[g], float(self.group_probability[u, g]))
+                for g in np.flatnonzero(self.paired_groups[u])
             ),
         )
 
@@ -211,16 +213,38 @@ class LayerDissection:
 
     __hash__ = None  # type: ignore[assignment]  # compared by value
 
-    def __str__(self) -> str:
-        live = len(self) - int(self.dead.sum())
+    @property
+    def headline(self) -> str:
+        """One sentence: how many units are interpretable, and in which regions."""
+        regions = [f"{r} {n}" for r, n in zip(self.ontology.regions, self.units_per_region, strict=True) if n]
+        where = f" ({', '.join(regions)})" if regions else ""
+        dead = f"; {len(self) - self.live} dead" if self.live < len(self) else ""
         found = int(self.interpretable.sum())
-        lines = [f"{self.name}: {found} of {live} live units interpretable ({self.rule.name}), {len(self) - live} dead"]
-        for u in self.strongest[:10]:
-            unit = self.units[u]
-            concepts = ", ".join(f"{c.name} {c.probability:.2f} (IoU {c.iou:.3f})" for c in unit.concepts)
-            groups = ", ".join(f"{g.concept}={g.group} {g.probability:.2f}" for g in unit.groups)
-            lines.append(f"  unit {u:4d}  {unit.region:8s} {concepts}{'; ' + groups if groups else ''}")
-        return "\n".join(lines)
+        return f"{self.name}: {found} of {self.live} live units interpretable{where}{dead}"
+
+    def assignments(self, rows: int, *, concepts: int | None = None, separator: str = ", ") -> list[tuple[str, ...]]:
+        """The strongest units in words: unit, region, concepts with probability and IoU, groups with probability.
+
+        Args:
+            rows: Units at most.
+            concepts: Concepts of a unit at most, None for all.
+            separator: Stands between them.
+        """
+        return [
+            (
+                str(u),
+                self.units[u].region or "",
+                separator.join(
+                    f"{c.name} {c.probability:.2f} ({c.iou:.3f})" for c in self.units[u].concepts[:concepts]
+                ),
+                separator.join(f"{g.concept}={g.group} {g.probability:.2f}" for g in self.units[u].groups),
+            )
+            for u in self.strongest[:rows]
+        ]
+
+    def __str__(self) -> str:
+        rows = [f"  unit {u:>4}  {r:8} {c}{'; ' if g else ''}{g}" for u, r, c, g in self.assignments(10)]
+        return "\n".join([f"{self.headline} (rule {self.rule.name})", *rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +254,7 @@ class Dissection:
     ``dissection["conv.7"].units[12].region`` reads it, ``print(dissection)`` shows it.
 
     Attributes:
-        layers: Each layer by name, in the order of the forward pass.
+        layers: Each layer by name, in the order of the model.
         ontology: The concepts.
         rule: What decides the pairings.
         info: Where it comes from: plain values such as ``epoch``, ``step``, ``dictionary``, ``fingerprint``.
@@ -328,7 +352,7 @@ class Dissection:
         header = {
             "format": FORMAT,
             "ontology": self.ontology.to_dict(),
-            "rule": [self.rule.quantile, self.rule.iou_threshold, self.rule.firing_only],
+            "rule": self.rule.to_dict(),
             "info": dict(self.info),
             "layers": list(self.layers),
         }
@@ -356,19 +380,25 @@ class Dissection:
             with np.load(path, allow_pickle=False) as data:
                 header = json.loads(data["header"].tobytes())
                 stored = {key: data[key] for key in data.files if key != "header"}
+            if header["format"] <= FORMAT:
+                return cls._from_stored(header, stored)
         except FileNotFoundError:
             raise
-        except Exception as error:  # a damaged zip shows itself in many ways
+        except Exception as error:  # a damaged zip, or a foreign one, shows itself in many ways
             raise ValueError(f"{path} is not a dissection file, or is damaged: {error}") from error
-        if header["format"] > FORMAT:
-            raise ValueError(
-                f"{path} has format {header['format']}, this version reads up to {FORMAT}; update lightning-hnd"
-            )
+        raise ValueError(
+            f"{path} has format {header['format']}, this version reads up to {FORMAT}; update lightning-hnd"
+        )
+
+    @classmethod
+    def _from_stored(cls, header: dict[str, Any], stored: dict[str, Array]) -> Dissection:
         arrays = {
             name: {key.partition(".")[2]: value for key, value in stored.items() if key.startswith(f"{i}.")}
             for i, name in enumerate(header["layers"])
         }
-        return cls._build(arrays, Ontology.from_dict(header["ontology"]), Rule(*header["rule"]), header["info"])
+        return cls._build(
+            arrays, Ontology.from_dict(header["ontology"]), Rule.from_dict(header["rule"]), header["info"]
+        )
 
 
 def _frozen(array: Array) -> Array:

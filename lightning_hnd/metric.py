@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lightning_hnd.concepts import PAPER, Ontology
+from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.functional import (
+    Overlap,
     concept_response,
     count_overlap,
     group_affinity,
@@ -18,9 +20,7 @@ from lightning_hnd.functional import (
     quantile_from_top,
 )
 from lightning_hnd.functional.masks import CutMasks
-
-if TYPE_CHECKING:
-    from lightning_hnd.dictionary import DictionaryBatch
+from lightning_hnd.rules import README
 
 
 class DissectionMetric(Metric):
@@ -100,7 +100,7 @@ class DissectionMetric(Metric):
     def __init__(
         self,
         ontology: Ontology = PAPER,
-        quantile: float = 0.005,
+        quantile: float = README.quantile,
         *,
         num_local: int | None = None,
         num_exemplars: int = 4,
@@ -190,8 +190,10 @@ class DissectionMetric(Metric):
         """The statistics, as the class describes them.
 
         Raises:
-            ValueError: If there were not as many local images as ``num_local`` said.
+            ValueError: If there were not as many local images as ``num_local`` said, or no image at all.
         """
+        if not len(self.index):
+            raise ValueError("the metric has seen no image; call update() on each batch of the dictionary first")
         states = {name: getattr(self, name) for name in self._STATES}  # lists of tensors, or tensors once synced
         state = {name: dim_zero_cat(value) for name, value in states.items() if len(value)}
         local = state["source"] >= 0
@@ -233,7 +235,7 @@ class DissectionMetric(Metric):
             values = state["top"].view(-1, units).t()
         return quantile_from_top(values.topk(k, dim=1).values, num_values, self.quantile)
 
-    def _overlap(self, state: dict[str, Tensor], threshold: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    def _overlap(self, state: dict[str, Tensor], threshold: Tensor) -> tuple[Overlap, dict[str, Tensor]]:
         maps, unit, image = state["maps"], state["map_unit"], state["map_image"]
         peak = maps.flatten(1).amax(-1)
         fires = peak > threshold[unit]

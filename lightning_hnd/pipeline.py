@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightning_hnd.activations import Grid, default_layer, record, resolve_layers, unit_maps
+from lightning_hnd.activations import Grid, last_spatial, record, remark, resolve_layers, trace, unit_maps
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.metric import DissectionMetric
-from lightning_hnd.rules import Rule
+from lightning_hnd.rules import README, Rule
+from lightning_hnd.undisturbed import device_of, undisturbed
 
 ForwardFn = Callable[[Any, Tensor], Any]
 """From the model and images ``[B, channels, H, W]`` to anything: one forward pass."""
@@ -27,9 +26,9 @@ def dissect(
     dictionary: FaceDictionary,
     layers: str | Sequence[str] | None = None,
     *,
-    quantile: float = 0.005,
-    iou_threshold: float = 0.04,
-    firing_only: bool = False,
+    quantile: float = README.quantile,
+    iou_threshold: float = README.iou_threshold,
+    firing_only: bool = README.firing_only,
     grid: Grid | None = None,
     forward_fn: ForwardFn | None = None,
     batch_size: int = 64,
@@ -57,7 +56,9 @@ def dissect(
         The dissection.
 
     Raises:
-        ValueError: If a layer does not exist, does not run or gives no maps, or activations are not finite.
+        ValueError: If a layer does not exist, does not run or gives no maps, activations are not finite, or a
+            setting is out of range.
+        RuntimeError: If the forward pass fails.
 
     Example:
         >>> import torch
@@ -70,11 +71,11 @@ def dissect(
         5
     """
     rule = Rule(quantile, iou_threshold, firing_only)
-    names = None if layers is None else resolve_layers(model, layers)
-    if names is None:
-        chosen = find_default_layer(model, dictionary, grid=grid, forward_fn=forward_fn)
-        print(chosen.remark)
-        names = (chosen.name,)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    names, said = choose_layers(model, dictionary, layers, grid=grid, forward_fn=forward_fn)
+    if said:
+        print(said)
     statistics = measure(
         model,
         dictionary,
@@ -146,15 +147,31 @@ def measure(
         return {name: metric.compute() for name, metric in metrics.items()}
 
 
-def find_default_layer(
+def choose_layers(
     model: nn.Module,
     dictionary: FaceDictionary,
+    layers: str | Sequence[str] | None,
     *,
     grid: Grid | None = None,
     forward_fn: ForwardFn | None = None,
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-) -> Any:
-    """The layer that is dissected where none is named: see :func:`~lightning_hnd.activations.default_layer`."""
+) -> tuple[tuple[str, ...], str | None]:
+    """The names of the layers to dissect, and where nobody named one, what to say of the choice.
+
+    Args:
+        model: The module.
+        dictionary: The faces, of which two are shown to it to see what it reaches.
+        layers: As in :func:`dissect`.
+        grid: As in :func:`dissect`.
+        forward_fn: As in :func:`dissect`.
+        context: As in :func:`measure`.
+
+    Raises:
+        ValueError: If a name matches nothing, or no layer is spatial.
+        RuntimeError: If the forward pass fails.
+    """
+    if layers is not None:
+        return resolve_layers(model, layers), None
     images = dictionary.images(slice(0, 2)).to(device_of(model))
 
     def run() -> None:
@@ -162,7 +179,9 @@ def find_default_layer(
             forward(model, images, forward_fn)
 
     with undisturbed(model):
-        return default_layer(model, run, grid)
+        finished = trace(model, run)
+    name = last_spatial(model, finished, grid)
+    return (name,), remark(name, finished, grid)
 
 
 def forward(model: nn.Module, images: Tensor, forward_fn: ForwardFn | None) -> None:
@@ -180,41 +199,3 @@ def forward(model: nn.Module, images: Tensor, forward_fn: ForwardFn | None) -> N
             f"{type(model).__name__} failed on dictionary images {list(images.shape)}: {error}. They must have the "
             "size and channels that the model takes; if its forward takes more than images, give forward_fn="
         ) from error
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model is: the device of its first parameter or buffer, else the CPU."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """While open the model is in evaluation mode without gradients; at the end all is as it was.
-
-    Restores the mode and the buffers of every submodule (a forward pass may count or keep averages, and some
-    modules refuse to leave training mode) and the state of the random number generators of Python, numpy
-    and torch, also after an exception. Inference mode is left for the time, since tensors made in it could
-    not be used in training later.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what training uses
-    cuda = [device_of(model)] if device_of(model).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.inference_mode(False), torch.no_grad():
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            for module, name, buffer, value in buffers:
-                buffer.copy_(value)
-                module._buffers[name] = buffer
-            random.setstate(state[0])
-            np.random.set_state(state[1])  # noqa: NPY002

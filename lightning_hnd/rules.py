@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class Rule:
         if not 0.0 <= self.iou_threshold < 1.0:
             raise ValueError(f"iou_threshold must lie in [0, 1), got {self.iou_threshold}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Rule:
+        """The rule that :meth:`to_dict` described."""
+        return cls(**data)
+
     @property
     def name(self) -> str:
         """``readme`` or ``released`` for the settings of that name, else the settings spelled out."""
@@ -41,7 +51,7 @@ class Rule:
             if self == rule:
                 return name
         kind = "firing" if self.firing_only else "labelled"
-        return f"{kind}-q{self.quantile:g}-iou{self.iou_threshold:g}"
+        return f"{kind}-q{self.quantile!r}-iou{self.iou_threshold!r}"
 
 
 README = Rule(quantile=0.005, iou_threshold=0.04, firing_only=False)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lightning_hnd import PAPER, FaceDictionary
-from lightning_hnd.functional.masks import PackedMasks
+from lightning_hnd.dictionary.masks import PackedMasks
 
 
 def write_picture(path: Path, array: np.ndarray, **options: object) -> None:

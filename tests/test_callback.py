@@ -332,6 +332,8 @@ def test_bad_settings_are_named(tmp_path: Path, folder: Path) -> None:
         HNDCallback(quantile=0)
     with pytest.raises(ValueError, match=r"size=64 is given, but the FaceDictionary has its own: \(24, 32\)"):
         HNDCallback(random_dictionary(), size=64)
+    with pytest.raises(ValueError, match=r"std=1 is given, but the FaceDictionary has its own: \(0.5, 0.5, 0.5\)"):
+        HNDCallback(random_dictionary(), std=1)
     with pytest.raises(ValueError, match="no layer matches 'boddy'"):
         trainer(tmp_path, HNDCallback(random_dictionary(), layers="boddy")).fit(Net(), *data())
     (folder / "Attributes.csv").write_text("image,labels\nattributes/9/original.png,\n")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 
 from lightning_hnd import PAPER, Concept, GlobalConcept, Ontology
+from lightning_hnd.functional import pair_groups
 
 
 def test_the_papers_ontology() -> None:
@@ -22,12 +24,17 @@ def test_the_papers_ontology() -> None:
     assert PAPER.local[PAPER.concept_index("AU_12")].region == "Mouth"
 
 
-def test_bars_over_chance() -> None:
-    age, gender = PAPER.global_[0], PAPER.global_[1]
-    assert age.bar(4) == pytest.approx(0.30)
-    assert gender.bar(2) == pytest.approx(0.55)
-    assert age.bar(3) == pytest.approx(0.40)  # where the dictionary shows three of the four
-    assert GlobalConcept("hair", ("fair", "dark", "red"), margin=1.5).bar(3) == pytest.approx(0.5)
+def test_margins_over_chance() -> None:
+    assert [c.times_chance for c in PAPER.global_] == [1.2, 1.1, 1.2, 1.1]
+    assert GlobalConcept("hair", ("fair", "dark", "red"), margin=1.5).times_chance == 1.5
+
+
+def test_bars_follow_the_groups_that_are_shown() -> None:
+    probability = torch.tensor([[0.31, 0.39, 0.30, 0.0]])
+    four, three = torch.tensor([5, 5, 5, 5]), torch.tensor([5, 5, 5, 0])
+    assert pair_groups(probability, four, 1.2).tolist() == [[True, True, False, False]]  # 0.30
+    assert pair_groups(probability, three, 1.2).tolist() == [[False, False, False, False]]  # 0.40
+    assert not pair_groups(probability, torch.tensor([5, 0, 0, 0]), 1.2).any()
 
 
 def test_plain_data_and_back() -> None:

@@ -86,7 +86,7 @@ def test_several_layers_by_name_and_glob(model, dictionary) -> None:
 
 def test_an_unknown_layer_lists_those_that_exist(model, dictionary) -> None:
     with pytest.raises(
-        ValueError, match=r"no layer matches 'layer5'; did you mean layer1, .* This model has: stem, layer1"
+        ValueError, match=r"no layer matches 'layer5' \(nearest: layer1, .*\); this model has: stem, layer1"
     ):
         dissect(model, dictionary, "layer5")
     with pytest.raises(KeyError, match="no layer 'stemm' was dissected; there is stem"):
@@ -257,7 +257,7 @@ def test_units_regions_concepts_and_groups() -> None:
     assert (noise.region, noise.concepts, noise.groups, noise.interpretable) == (None, (), (), False)
     assert dead.dead
     assert layer.strongest == (0,)
-    assert "unit    0  Mouth    Smiling 0.94 (IoU 0.200); gender=Female 0.60" in str(made_up())
+    assert "unit    0  Mouth    Smiling 0.94 (0.200); gender=Female 0.60" in str(made_up())
 
 
 def test_other_rules_need_no_model() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.functional import (
     activation_threshold,
     concept_affinity,
@@ -19,7 +20,6 @@ from lightning_hnd.functional import (
     mid_ranks,
     upsample,
 )
-from lightning_hnd.functional.masks import PackedMasks
 from lightning_hnd.functional.tiles import count_bits
 
 CONCEPTS = 5

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_hnd import README, Concept, Dissection, FaceDictionary, GlobalConcept, Ontology, Rule
-from lightning_hnd.functional.masks import PackedMasks
+from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.report import concept_histogram, markdown_table, overlays, scalars
 
 ONTOLOGY = Ontology(

@@ -2,5 +2,6 @@
 
 from lightning_hnd.dictionary.face_dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.dictionary.masks import PackedMasks
 
-__all__ = ["DictionaryBatch", "FaceDictionary", "RenderedFaces"]
+__all__ = ["DictionaryBatch", "FaceDictionary", "PackedMasks", "RenderedFaces"]

@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary.faces import RenderedFaces
 from lightning_hnd.dictionary.folder import Crop, read_folder, write_folder
+from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.dictionary.photometric import require_photometric
-from lightning_hnd.functional.masks import PackedMasks
 
 UNKNOWN = -1
 """In ``source``: no local concept is labelled here. In ``group``: the image has no label of this concept."""

@@ -114,7 +114,7 @@ AGE_MARKS = (
 
 def strength(faces: RenderedFaces) -> dict[Mark, Tensor]:
     """How strongly each face shows each mark, ``[N, 1, 1]`` by mark."""
-    old = 0.6 * faces.is_group("age", 2) + 1.3 * faces.is_group("age", 3)
-    aged = old * faces.between("wrinkles", 0.5, 1.1)
+    old = 0.85 * faces.is_group("age", 2) + 1.5 * faces.is_group("age", 3)
+    aged = old * faces.between("wrinkles", 0.7, 1.1)
     marks = {mark: faces.on(name) for name, marks in MARKS.items() for mark in marks}
     return marks | dict.fromkeys(AGE_MARKS, aged)

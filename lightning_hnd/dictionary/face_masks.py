@@ -133,8 +133,9 @@ def _eye(side: int) -> _Outside:
 
 
 def _cheek(side: int) -> _Outside:
-    def outside(_areas: _Areas, window: Window) -> Tensor:
-        return (ellipse(window.u.abs() - 0.7, window.v - 0.62, 0.3, 0.34) - 1).maximum(-side * window.u)
+    def outside(areas: _Areas, window: Window) -> Tensor:
+        cheek = (ellipse(window.u.abs() - 0.7, window.v - 0.62, 0.3, 0.34) - 1).maximum(-side * window.u)
+        return cheek.maximum(-_nose(areas, window))
 
     return outside
 

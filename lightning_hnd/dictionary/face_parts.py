@@ -32,7 +32,7 @@ class Head:
         male, child = faces.is_group("gender", 0), faces.is_group("age", 0)
         return cls(
             width=faces.between("face_width", 1.08, 1.24) + 0.03 * male,
-            chin=faces.between("face_length", 1.74, 1.96) - 0.16 * child + 0.04 * male,
+            chin=faces.between("face_length", 1.74, 1.96) - 0.24 * child + 0.04 * male,
             square=faces.between("jaw", 0.0, 0.35) + 0.3 * male,
             drop=0.17 * faces.on("AU_26"),
         )
@@ -74,6 +74,7 @@ class Brows:
             lower=0.1 * faces.on("AU_4"),
             thickness=faces.between("brow_thickness", 0.03, 0.045)
             + 0.01 * faces.is_group("gender", 0)
+            - 0.008 * faces.is_group("age", 0)
             + 0.035 * faces.on("Bushy_Eyebrows"),
         )
 
@@ -105,10 +106,10 @@ class Eyes:
     def of(cls, faces: RenderedFaces) -> Eyes:
         """The eyes of these faces."""
         narrow, wide = faces.on("Narrow_Eyes"), faces.on("AU_5")
-        young = 1 + 0.12 * faces.is_group("age", 0) - 0.08 * faces.is_group("age", 3)
+        young = 1 + 0.25 * faces.is_group("age", 0) - 0.1 * faces.is_group("age", 3)
         opening = faces.between("eye_opening", 0.9, 1.1) * young * (1 - 0.5 * narrow)
         return cls(
-            width=faces.between("eye_width", 0.19, 0.215) * (1 + 0.05 * faces.is_group("age", 0)),
+            width=faces.between("eye_width", 0.19, 0.215) * (1 + 0.1 * faces.is_group("age", 0)),
             upper=0.095 * opening + 0.06 * wide,
             lower=0.055 * opening + 0.012 * wide - 0.012 * faces.on("AU_6"),
         )
@@ -139,10 +140,10 @@ class Nose:
     def of(cls, faces: RenderedFaces) -> Nose:
         """The noses of these faces."""
         big, sharp, child = faces.on("Big_Nose"), faces.on("Pointy_Nose"), faces.is_group("age", 0)
-        width = faces.between("nose_width", 0.19, 0.225) + 0.01 * faces.is_group("gender", 0) - 0.02 * child
+        width = faces.between("nose_width", 0.19, 0.225) + 0.01 * faces.is_group("gender", 0) - 0.03 * child
         return cls(
             width=width * (1 + 0.42 * big) * (1 - 0.18 * sharp) * (1 + 0.06 * faces.on("AU_9")),
-            tip=faces.between("nose_length", 0.62, 0.68) - 0.06 * child + 0.05 * big + 0.03 * sharp,
+            tip=faces.between("nose_length", 0.62, 0.68) - 0.09 * child + 0.05 * big + 0.03 * sharp,
             height=faces.between("nose_height", 0.9, 1.1) * (1 + 0.2 * big),
             sharp=sharp,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_hnd.dictionary.drawing import Pose, Window, bump, ellipse, grey, hue, over, rgb, soft
 from lightning_hnd.dictionary.face_marks import Mark, strength
@@ -34,8 +35,8 @@ def hair_colour(faces: RenderedFaces) -> Tensor:
     """The colour of the hair, ``[N, 3, 1, 1]``: black to blond, greyer with apparent age."""
     pale = faces.between("hair_colour", 0, 1).square() * (1 - 0.8 * faces.is_group("skin_tone", 1))
     colour = rgb(0.1 + 0.68 * pale, 0.07 + 0.46 * pale, 0.055 + 0.22 * pale)
-    old = faces.between("hair_grey", 0.3, 1) * faces.is_group("age", 3)
-    grown = faces.between("hair_grey", -0.5, 0.5).clamp(min=0) * faces.is_group("age", 2)
+    old = faces.between("hair_grey", 0.5, 1) * faces.is_group("age", 3)
+    grown = faces.between("hair_grey", -0.3, 0.6).clamp(min=0) * faces.is_group("age", 2)
     return torch.lerp(colour, grey(faces.between("hair_grey", 0.45, 0.78)), (old + grown)[:, None])
 
 
@@ -101,8 +102,9 @@ class Relief:
 
     def lit(self, pose: Pose) -> Tensor:
         """The surface under the light, ``[N, 3, h, w]``."""
-        along_y, along_x = torch.gradient(self.height, dim=(1, 2))
-        slope_x, slope_y = along_x * pose.scale, along_y * pose.scale
+        around = functional.pad(self.height, (1, 1, 1, 1), mode="replicate")
+        slope_x = (around[:, 1:-1, 2:] - around[:, 1:-1, :-2]) * (pose.scale / 2)
+        slope_y = (around[:, 2:, 1:-1] - around[:, :-2, 1:-1]) * (pose.scale / 2)
         light_x, light_y = self.faces.between("light_x", -0.6, 0.6), self.faces.between("light_y", -0.7, -0.05)
         steep = 1 + slope_x.square() + slope_y.square()
         strength = (1 + light_x.square() + light_y.square()).rsqrt()

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lightning_hnd.concepts import Ontology
-from lightning_hnd.functional.masks import PackedMasks
+from lightning_hnd.dictionary.masks import PackedMasks
 
 if TYPE_CHECKING:
     from lightning_hnd.dictionary.face_dictionary import FaceDictionary
@@ -223,7 +223,7 @@ def write_folder(root: Path, dictionary: FaceDictionary) -> None:
             _save(picture, root / folder / "original.png")
             paths = [f"{folder}/{ontology.local[c].name}.png" for c in concept[first:last]]
             for path, mask in zip(paths, dictionary.masks[first:last].dense().numpy(), strict=True):
-                _save(Image.fromarray(mask), root / path)
+                _save(Image.fromarray(mask.astype(np.uint8) * 255), root / path)
             tables[source].append({"image": f"{folder}/original.png", "labels": ";".join(paths)})
         first = last
         groups = {

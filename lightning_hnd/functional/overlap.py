@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_hnd.functional.interpolation import floor_to
 from lightning_hnd.functional.masks import CutMasks, cut_masks
-from lightning_hnd.functional.threshold import floor_to
-from lightning_hnd.functional.tiles import TileGrid, axis_position, count_bits, firing_words, lerp
+from lightning_hnd.functional.tiles import TileGrid, count_bits, firing_words
 
 
 class Overlap(NamedTuple):
@@ -135,8 +135,8 @@ def count_overlap(
     counts = torch.zeros(3, num_units * num_concepts, dtype=torch.int64, device=maps.device)
     step = max(1, 2**18 // (len(grid.row_t) * len(grid.block_gap)))  # what the processor's caches hold
     for part in torch.arange(maps.shape[0], device=maps.device).split(step):
-        row, tile, block, words, on = firing_words(maps[part], level[part], grid)
-        area = torch.zeros_like(part).index_add_(0, row, on)
+        row, tile, block, words, pixels = firing_words(maps[part], level[part], grid)
+        area = torch.zeros_like(part).index_add_(0, row, pixels)
         i, mask = _pairs(map_image[part][row], mask_image)
         down, right = tile[i] - top[mask], block[i] - left[mask]
         meets = (down >= 0) & (down < rows[mask]) & (right >= 0) & (right < blocks[mask])
@@ -150,29 +150,6 @@ def count_overlap(
     intersection, firing, mask_firing = counts.view(3, num_units, num_concepts)
     total = torch.zeros(num_concepts, dtype=torch.int64, device=maps.device).index_add_(0, mask_concept, mask_area)
     return Overlap(intersection, firing, total.expand(num_units, -1), mask_firing)
-
-
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear interpolation to ``size`` with half-pixel centres, clamped to the range of its inputs.
-
-    Rows first, then columns, each step ``a + (b - a) * t`` clamped to ``[min(a, b), max(a, b)]``; cells at
-    the border repeat. The geometry of ``F.interpolate(..., align_corners=False)``, whose rounding may
-    however put a pixel above the largest of its four corners; this one never does, so that a map at or
-    below the threshold has no pixel on.
-
-    Args:
-        maps: ``[..., h, w]`` floating point.
-        size: ``(H, W)``.
-
-    Returns:
-        ``[..., H, W]``.
-    """
-    gap, t = axis_position(maps.shape[-2], size[0], maps)
-    above, below = (gap - 1).clamp(min=0), gap.clamp(max=maps.shape[-2] - 1)
-    maps = lerp(maps[..., above, :], maps[..., below, :], t.unsqueeze(-1))
-    gap, t = axis_position(maps.shape[-1], size[1], maps)
-    left, right = (gap - 1).clamp(min=0), gap.clamp(max=maps.shape[-1] - 1)
-    return lerp(maps[..., left], maps[..., right], t)
 
 
 def _pairs(map_image: Tensor, mask_image: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 
@@ -77,17 +76,3 @@ def quantile_from_top(top: Tensor, num_values: int, quantile: float) -> Tensor:
     high = top[:, max(num_top - 2, 0)].double()
     # numpy interpolates from the nearer end; the same here gives the same last bit
     return low + (high - low) * fraction if fraction < 0.5 else high - (high - low) * (1 - fraction)
-
-
-def floor_to(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds down to ``dtype``, so that a number of ``dtype`` exceeds the result just where it exceeds the original.
-
-    Args:
-        values: Any shape, float64.
-        dtype: A floating-point type.
-
-    Returns:
-        The shape of ``values``, of ``dtype``.
-    """
-    cast = values.to(dtype)
-    return torch.where(cast.double() > values, torch.nextafter(cast, torch.full_like(cast, -math.inf)), cast)

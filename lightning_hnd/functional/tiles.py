@@ -13,10 +13,13 @@ words once, and what remains is "and" and counting bits. Every count equals that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_hnd.functional.interpolation import axis_position, lerp
 
 _WIDTH = 16  # pixels in a word's row; wider tiles are cut into blocks of this width
 _ROWS = 4  # rows in a 64-bit word
@@ -78,41 +81,31 @@ class TileGrid:
         return torch.from_numpy(words).to(masks.device)
 
 
-def axis_position(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each pixel's centre lies among the cells' centres, along one axis.
+class FiringWords(NamedTuple):
+    """The pixels above a level, of ``A`` blocks in which any can be.
 
-    Args:
-        cells: Number of cells.
-        pixels: Number of pixels.
-        like: Gives type and device of the result.
-
-    Returns:
-        ``gap [pixels]`` int64: the pixel lies between cells ``gap - 1`` and ``gap`` (cells at the border
-        repeat); ``t [pixels]``: how far from the first to the second, in [0, 1).
+    Attributes:
+        row: ``[A]`` int64, the map of each block.
+        tile: ``[A]`` int64, its row of tiles, as in :meth:`TileGrid.words_of`.
+        block: ``[A]`` int64, its place in that row.
+        words: ``[A, K / 4]`` int64.
+        pixels: ``[A]`` int64, how many are on.
     """
-    # in whole numbers (pixel + 1/2) * cells / pixels - 1/2 = numerator / (2 * pixels): floor and t are exact
-    numerator = (2 * torch.arange(pixels, device=like.device) + 1) * cells - pixels
-    low = numerator.div(2 * pixels, rounding_mode="floor")
-    t = (numerator - low * 2 * pixels).double() / (2 * pixels)
-    return low + 1, t.to(like.dtype)
+
+    row: Tensor
+    tile: Tensor
+    block: Tensor
+    words: Tensor
+    pixels: Tensor
 
 
-def lerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """``a + (b - a) * t``, clamped to the range of ``a`` and ``b``: the step of the interpolation."""
-    return (a + (b - a) * t).clamp(torch.minimum(a, b), torch.maximum(a, b))
-
-
-def firing_words(maps: Tensor, level: Tensor, grid: TileGrid) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def firing_words(maps: Tensor, level: Tensor, grid: TileGrid) -> FiringWords:
     """The pixels above a level, in words, for the blocks in which any can be.
 
     Args:
         maps: ``[R, h, w]``.
         level: ``[R]``, of the type of ``maps``.
         grid: Their grid.
-
-    Returns:
-        ``row [A]`` int64, the map of each block; ``tile [A]`` and ``block [A]`` int64, its place as in
-        :meth:`TileGrid.words_of`; ``words [A, K / 4]`` int64; ``area [A]`` int64, pixels that are on.
     """
     padded = torch.nn.functional.pad(maps.unsqueeze(1), (1, 1, 1, 1), mode="replicate").squeeze(1)
     above = padded > level[:, None, None]
@@ -139,7 +132,7 @@ def firing_words(maps: Tensor, level: Tensor, grid: TileGrid) -> tuple[Tensor, T
     run[block_row, k] = torch.where(from_left, begin_run, pixels[block_row] - begin_run)
     run = run * (grid.row_pixel[tile] < grid.size[0])
     words = ((1 << run) - 1 << begin).to(torch.int16).view(torch.int64)
-    return row, tile, block, words, run.sum(1)
+    return FiringWords(row, tile, block, words, run.sum(1))
 
 
 def _run(left: Tensor, right: Tensor, level: Tensor, block_t: Tensor, block: Tensor, pixels: Tensor) -> Tensor:

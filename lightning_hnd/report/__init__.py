@@ -1,7 +1,7 @@
-"""What people see of a dissection: scalars, tables, figures. Reads a Dissection, never a model."""
+"""What people see of a dissection, and of a dictionary: scalars, tables, figures. Never reads a model."""
 
 from lightning_hnd.report.figures import concept_histogram, overlays
-from lightning_hnd.report.scalars import scalars
+from lightning_hnd.report.keys import scalars
 from lightning_hnd.report.sheets import contact_sheet
 from lightning_hnd.report.tables import markdown_table, summary_table
 

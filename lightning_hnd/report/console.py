@@ -9,7 +9,7 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.report.tables import headline, summary_table
+from lightning_hnd.report.tables import summary_table
 
 
 def show(dissection: Dissection, title: str) -> None:
@@ -22,7 +22,7 @@ def show(dissection: Dissection, title: str) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=sys.stdout.isatty(), width=Console().width)
     for layer in dissection:
-        console.print(f"{title} | {headline(layer)}", highlight=False, markup=False)
+        console.print(f"{title} | {layer.headline}", highlight=False, markup=False)
         if layer.strongest:
             console.print(summary_table(layer))
     tqdm.write(text.getvalue().rstrip("\n"))

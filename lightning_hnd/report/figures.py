@@ -10,8 +10,7 @@ import torch
 
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import LayerDissection
-from lightning_hnd.functional import upsample
-from lightning_hnd.functional.threshold import floor_to
+from lightning_hnd.functional import firing_area
 
 Picture = npt.NDArray[np.uint8]
 """``[height, width, 3]`` uint8."""
@@ -30,7 +29,7 @@ def concept_histogram(layer: LayerDissection) -> Picture:
     ontology = layer.ontology
     shown = np.flatnonzero(layer.statistics["images_per_concept"] > 0)
     order = sorted(shown, key=lambda c: (ontology.concept_region[c], ontology.concept_kind[c], c))
-    counts = layer.detected.sum(axis=0)[order]
+    counts = layer.paired_concepts.sum(axis=0)[order]
     figure = _figure(9, 4)
     axes = figure.add_subplot()
     axes.bar(range(len(order)), counts, color=[_colour(ontology.concept_kind[c]) for c in order])
@@ -78,7 +77,8 @@ def overlays(layer: LayerDissection, dictionary: FaceDictionary, rows: int = 6) 
         label = figure.add_subplot(grid[i, 0])
         label.text(0.95, 0.5, f"unit {u} ({unit.region})\n{names}", ha="right", va="center", fontsize=7)
         label.axis("off")
-        lit = _firing(maps[u], float(layer.statistics["threshold"][u]), (height, width))
+        threshold = torch.tensor(layer.statistics["threshold"][[u] * columns])
+        lit = firing_area(torch.tensor(maps[u]), threshold, (height, width)).numpy()
         for j, image in enumerate(images[u]):
             if image < 0:
                 continue
@@ -87,13 +87,6 @@ def overlays(layer: LayerDissection, dictionary: FaceDictionary, rows: int = 6) 
             axes.imshow(np.where(lit[j][..., None], face, face * 0.4).astype(np.uint8))
             axes.axis("off")
     return _render(figure)
-
-
-def _firing(maps: npt.NDArray[Any], threshold: float, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    tensor = torch.tensor(maps)
-    level = floor_to(torch.tensor(threshold, dtype=torch.float64), tensor.dtype)
-    fires: npt.NDArray[np.bool_] = (upsample(tensor, size) > level).numpy()
-    return fires
 
 
 def _colour(kind: int) -> str:

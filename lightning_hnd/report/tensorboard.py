@@ -7,7 +7,7 @@ from typing import Any
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.report.figures import concept_histogram, overlays
-from lightning_hnd.report.scalars import prefix
+from lightning_hnd.report.keys import prefix
 from lightning_hnd.report.tables import markdown_table
 
 

@@ -49,15 +49,14 @@ def keys(ontology: Ontology) -> tuple[str, ...]:
 
 def _layer_scalars(layer: LayerDissection) -> dict[str, float]:
     ontology, found = layer.ontology, layer.interpretable
-    live = len(layer) - int(layer.dead.sum())
     kind = np.array(ontology.concept_kind)
     values = (
         found.sum(),
-        found.sum() / max(live, 1),
+        found.sum() / max(layer.live, 1),
         layer.dead.sum(),
         layer.iou[found].max(axis=1).mean() if found.any() else 0.0,
-        *(np.sum(found & (layer.region == r)) for r in range(len(ontology.regions))),
-        *(layer.detected[:, kind == k].any(axis=1).sum() for k in range(len(ontology.kinds))),
-        *layer.paired.sum(axis=0),
+        *layer.units_per_region,
+        *(layer.paired_concepts[:, kind == k].any(axis=1).sum() for k in range(len(ontology.kinds))),
+        *layer.paired_groups.sum(axis=0),
     )
     return dict(zip(keys(ontology), map(float, values), strict=True))

@@ -1,0 +1,70 @@
+"""Who acts on our scalars, and whether what they would read is there and new."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+
+def monitors(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """Who watches which of our keys: callbacks that stop or keep, and learning-rate schedulers once they exist."""
+    watching = [
+        (type(callback).__name__, callback.monitor)
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping | ModelCheckpoint)
+    ]
+    watching += [
+        ("ReduceLROnPlateau", config.monitor)
+        for config in trainer.strategy.lr_scheduler_configs
+        if config.reduce_on_plateau
+    ]
+    return [(who, monitor) for who, monitor in watching if monitor is not None and monitor.startswith("hnd/")]
+
+
+def refuse_stale(trainer: pl.Trainer, every_n_epochs: int) -> None:
+    """Refuses whoever would read, in an epoch without a dissection, an old value as a new one.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for who, monitor in monitors(trainer):
+        if every_n_epochs > 1:
+            raise ValueError(
+                f"{who} monitors {monitor!r}, which HNDCallback measures every {every_n_epochs} epochs only; in "
+                "between it would read an old value as a new one. Give HNDCallback(every_n_epochs=1)"
+            )
+
+
+def refuse_unknown(trainer: pl.Trainer, known: Sequence[str]) -> None:
+    """Refuses whoever waits for a key that will never be logged.
+
+    Args:
+        trainer: The trainer.
+        known: The keys that will be.
+
+    Raises:
+        ValueError: If there is one, with the nearest keys.
+    """
+    for who, monitor in monitors(trainer):
+        if monitor not in known:
+            near = difflib.get_close_matches(monitor, known, n=3) or known[:3]
+            raise ValueError(
+                f"{who} monitors {monitor!r}, which HNDCallback does not log; did you mean {', '.join(near)}?"
+            )
+
+
+def refuse_shared(mine: Sequence[str], others: Sequence[str]) -> None:
+    """Refuses a key that two callbacks would log, since Lightning would log the mean of the two.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    shared = set(mine) & set(others)
+    if shared:
+        raise ValueError(
+            f"two HNDCallbacks of this Trainer would log {min(shared)!r}, and Lightning would log their mean; give "
+            "them different layers or rules, or dissect with the second dictionary in another run"
+        )
