@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_hnd.dictionary.faces import TRAITS, RenderedFaces
+
 
 def auc(scores: Tensor, labels: Tensor) -> float:
     """Area under the ROC curve of ``scores [N]`` for bool ``labels [N]``; ties count half."""
-    values, inverse, counts = scores.double().unique(return_inverse=True, return_counts=True)
+    _, inverse, counts = scores.double().unique(return_inverse=True, return_counts=True)
     ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse]
     positive = int(labels.sum())
     negative = len(labels) - positive
     return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def framed(faces: RenderedFaces, eyes: tuple[float, float], distance: float) -> RenderedFaces:
+    """The same faces in a frame that is nearly the same for all, as in aligned crops.
+
+    Args:
+        faces: N faces.
+        eyes: Where the point between the eyes is, in shares of width and height.
+        distance: Of the eyes, by the shorter side.
+    """
+    # middle, spread, and the range that a trait in 0..1 stands for; beyond it the range goes on
+    places = {"x": (eyes[0], 0.02, 0.31, 0.69), "y": (eyes[1], 0.02, 0.21, 0.6)}
+    places |= {"scale": (distance, 0.015, 0.145, 0.2), "roll": (0.0, 0.04, -0.3, 0.3)}
+    traits = faces.traits.clone()
+    for name, (middle, spread, low, high) in places.items():
+        column = TRAITS.index(name)
+        traits[:, column] = (middle + spread * (2 * traits[:, column] - 1) - low) / (high - low)
+    return replace(faces, traits=traits)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -31,7 +53,9 @@ def network(outputs: int, width: int = 20) -> nn.Sequential:
         layers += [nn.Conv2d(channels, out, 5 if i == 0 else 3, 2, 2 if i == 0 else 1, bias=False)]
         layers += [nn.BatchNorm2d(out), nn.ReLU()]
         channels = out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Dropout(0.4), nn.Linear(36 * channels, outputs))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Dropout(0.4), nn.Linear(36 * channels, outputs)
+    )
 
 
 def jitter(images: Tensor, generator: torch.Generator, shift: int) -> Tensor:
@@ -58,7 +82,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = network(labels.shape[1]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = network(labels.shape[1])
         steps = epochs * (len(images) // batch_size)
         optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
@@ -71,7 +95,8 @@ def train(
                 loss.backward()
                 optimiser.step()
                 schedule.step()
-    return net.eval()
+    net.eval()
+    return net
 
 
 @torch.no_grad()

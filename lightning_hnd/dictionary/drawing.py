@@ -140,6 +140,11 @@ def over(below: Tensor, colour: Tensor, alpha: Tensor) -> Tensor:
     return torch.lerp(below, colour, alpha[:, None])
 
 
+def overpaint(canvas: Tensor, colour: Tensor, alpha: Tensor) -> None:
+    """Paints over ``canvas`` itself, as :func:`over` does on a copy."""
+    canvas.lerp_(colour, alpha[:, None])
+
+
 def rgb(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
     """A colour of each face, ``[N, 3, 1, 1]``, from channels ``[N, 1, 1]`` in 0..1."""
     return torch.stack([red, green, blue], dim=1)

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lightning_hnd.concepts import PAPER, Ontology
-from lightning_hnd.dictionary.faces import RenderedFaces
-from lightning_hnd.dictionary.folder import Crop, read_folder, write_folder
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.dictionary.photometric import require_photometric
+
+Crop: TypeAlias = tuple[float, float, float, float] | Callable[[Image.Image], tuple[float, float, float, float]]
+"""A box ``(left, top, right, bottom)``: in shares of the picture, or from a function, in its pixels."""
 
 UNKNOWN = -1
 """In ``source``: no local concept is labelled here. In ``group``: the image has no label of this concept."""
@@ -147,11 +149,16 @@ class FaceDictionary:
             FileNotFoundError: If the folder, or a file that its tables name, does not exist.
             ValueError: If a table, label, picture or mask cannot be used; the message names it.
         """
-        height, width = _pair(size)
-        mean, std = _per_channel(mean, channels, "mean"), _per_channel(std, channels, "std")
-        content = read_folder(Path(path), (height, width), channels, ontology, crop)
-        return cls(
-            ontology=ontology, mean=mean, std=std, transform=transform, origin=f"the dictionary {path}", **content
+        from lightning_hnd.dictionary.folder import read_folder  # not at the top: it makes FaceDictionaries
+
+        return read_folder(
+            Path(path),
+            as_pair(size),
+            per_channel(mean, channels, "mean"),
+            per_channel(std, channels, "std"),
+            ontology=ontology,
+            crop=crop,
+            transform=transform,
         )
 
     @classmethod
@@ -185,45 +192,10 @@ class FaceDictionary:
         Raises:
             ValueError: If there are fewer than eight images or a value is out of range.
         """
-        height, width = _pair(size)
-        mean, std = _per_channel(mean, channels, "mean"), _per_channel(std, channels, "std")
-        if images < 8:
-            raise ValueError(f"images={images} is too few to show every kind of concept; give at least 8")
-        faces = RenderedFaces.sample(images, seed=seed)
-        shares = {"part": images // 8, "attribute": images // 4, "action_unit": images // 2 - images // 8 - images // 4}
-        source = torch.full((images,), UNKNOWN)
-        pictures, masks, mask_image, mask_concept = [], [], [], []
-        first = 0
-        for kind, count in shares.items():
-            known = [c.name for c in PAPER.local if c.kind == kind]
-            here = faces[first : first + count]
-            picture, drawn = here.draw((height, width), known)
-            image, concept = here.carries(known).nonzero(as_tuple=True)
-            source[first : first + count] = PAPER.kinds.index(kind)
-            pictures.append(picture)
-            masks.append(drawn[image, concept])
-            mask_image.append(image + first)
-            mask_concept.append(torch.tensor([PAPER.concept_index(name) for name in known])[concept])
-            first += count
-        pictures.append(faces[first:].draw((height, width))[0])
-        group = torch.full((images, len(PAPER.global_)), UNKNOWN)
-        for name in ("age", "gender", "skin_tone"):
-            group[first:, PAPER.global_index(name)] = faces[first:].groups(name)
-        return cls(
-            ontology=PAPER,
-            pictures=_to_channels(torch.cat(pictures), channels),
-            source=source,
-            group=group,
-            masks=PackedMasks.pack(torch.cat(masks)),
-            mask_image=torch.cat(mask_image),
-            mask_concept=torch.cat(mask_concept),
-            names=tuple(f"rendered/{seed}/{i}" for i in range(images)),
-            labels=tuple({} for _ in range(images)),
-            mean=mean,
-            std=std,
-            origin=f"{images} rendered faces (seed {seed})",
-            drawn=True,
-        )
+        from lightning_hnd.dictionary.rendered import render_dictionary  # not at the top: it makes FaceDictionaries
+
+        mean, std = per_channel(mean, channels, "mean"), per_channel(std, channels, "std")
+        return render_dictionary(as_pair(size), mean, std, images=images, seed=seed)
 
     def to_folder(self, path: str | Path) -> None:
         """Writes it in the layout of the released dictionary; :meth:`from_folder` reads it.
@@ -234,6 +206,8 @@ class FaceDictionary:
         Raises:
             FileExistsError: If there is something already.
         """
+        from lightning_hnd.dictionary.folder import write_folder  # not at the top: it takes FaceDictionaries
+
         write_folder(Path(path), self)
 
     # ------------------------------------------------------------------------------------------------- what it holds
@@ -364,14 +338,16 @@ class FaceDictionary:
         )
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width, of one number or two."""
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"size must be positive, got {size}")
     return height, width
 
 
-def _per_channel(value: float | Sequence[float], channels: int, name: str) -> tuple[float, ...]:
+def per_channel(value: float | Sequence[float], channels: int, name: str) -> tuple[float, ...]:
+    """One number for each channel, of one number or several."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels}")
     values = (float(value),) * channels if isinstance(value, int | float) else tuple(float(v) for v in value)
@@ -380,10 +356,3 @@ def _per_channel(value: float | Sequence[float], channels: int, name: str) -> tu
     if name == "std" and min(values) <= 0:
         raise ValueError(f"std must be positive, got {values}")
     return values
-
-
-def _to_channels(pictures: Tensor, channels: int) -> Tensor:
-    if channels == pictures.shape[1]:
-        return pictures
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R BT.601, as Pillow's mode "L"
-    return (pictures * luma).sum(1, keepdim=True).round().to(torch.uint8)

@@ -116,17 +116,23 @@ def _cuts_among_bearded(name: str, absent: float, bearded: float) -> Tensor:
 
 
 def _factor(cuts: Mapping[str, Tensor], correlations: Mapping[tuple[str, str], float]) -> Tensor:
+    if len({frozenset(pair) for pair in correlations}) < len(correlations):
+        raise ValueError(f"the correlation of two labels is given twice: {', '.join(map(str, correlations))}")
     latent = torch.eye(len(LABELS), dtype=torch.float64)
     # No_Beard first: what it excludes inherits its correlations
     for pair in sorted(correlations, key=lambda pair: "No_Beard" not in pair):
         _require_known(pair)
         first, second = (LABELS.index(name) for name in pair)
-        if first == second or latent[first, second]:
-            raise ValueError(f"the correlation of {pair[0]!r} and {pair[1]!r} is given twice, or is of one label")
+        if first == second:
+            raise ValueError(f"a correlation is of two labels, got {pair[0]!r} twice")
         latent[first, second] = latent[second, first] = _solve(pair, correlations[pair], cuts, latent)
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(latent)
     if failed:
-        raise ValueError(f"the correlations contradict each other, no faces have them all at once: {correlations}")
+        raise ValueError(
+            f"the correlations contradict each other: {correlations}. Labels whose correlation is not given are "
+            "independent, and two that both follow a third cannot be; give theirs as well, or lower these"
+        )
     return factor
 
 
@@ -134,18 +140,13 @@ def _solve(pair: tuple[str, str], wanted: float, cuts: Mapping[str, Tensor], lat
     """The latent correlation at which the labels of ``pair`` correlate as wanted, by bisection."""
     if "No_Beard" in pair and any(name in FACIAL_HAIR for name in pair):
         raise ValueError(f"{pair[0]!r} and {pair[1]!r} exclude each other; their correlation is not free")
-    low, high = -_REACH, _REACH
     points = torch.special.ndtri(torch.quasirandom.SobolEngine(3).draw(_POINTS + 1, dtype=torch.float64)[1:])
-    if (
-        not (reach := (_correlation(pair, low, cuts, latent, points), _correlation(pair, high, cuts, latent, points)))[
-            0
-        ]
-        <= wanted
-        <= reach[1]
-    ):
+    low, high = -_REACH, _REACH
+    least, most = (_correlation(pair, rho, cuts, latent, points) for rho in (low, high))
+    if not least <= wanted <= most:
         raise ValueError(
             f"{pair[0]!r} and {pair[1]!r} cannot correlate by {wanted}: with their probabilities they reach "
-            f"{reach[0]:.2f} to {reach[1]:.2f}"
+            f"{least:.2f} to {most:.2f}"
         )
     for _ in range(24):
         middle = (low + high) / 2

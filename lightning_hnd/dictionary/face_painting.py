@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_hnd.dictionary.drawing import Window, bump, ellipse, grain, grey, hue, over, rgb, rounded, soft
+from lightning_hnd.dictionary.drawing import (
+    Window,
+    bump,
+    ellipse,
+    grain,
+    grey,
+    hue,
+    over,
+    overpaint,
+    rgb,
+    rounded,
+    soft,
+)
 from lightning_hnd.dictionary.face_parts import DoubleChin, Glasses, Head
 from lightning_hnd.dictionary.face_relief import hair_colour, head, skin_colour
 
 if TYPE_CHECKING:
     from lightning_hnd.dictionary.faces import RenderedFaces
+
+_GLASSES = (0.0, 0.05), (1.25, 0.45)  # a box that holds them
 
 
 def paint(faces: RenderedFaces, size: tuple[int, int]) -> Tensor:
@@ -29,15 +45,27 @@ def paint(faces: RenderedFaces, size: tuple[int, int]) -> Tensor:
     pose = faces.pose(size)
     frame = Window.frame(pose, size)
     hair = _Hair.of(faces, frame)
-    canvas = over(_background(faces, size), hair.colour, hair.behind(frame))
-    canvas = _body(faces, frame, canvas)
+    canvas = _background(faces, size)
+    overpaint(canvas, hair.colour, hair.behind(frame))
+    _body(faces, frame, canvas)
     window, skin, cover = head(faces, pose, frame)
-    at = window.index(frame)
-    face = _double_chin(faces, window, canvas.movedim(1, -1)[at].movedim(-1, 1))
-    face = _glasses(faces, window, over(face, skin, cover))
-    canvas.movedim(1, -1)[at] = face.movedim(1, -1)
-    canvas = over(canvas, hair.colour, hair.front(frame))
+    with _opened(canvas, window, frame) as below:
+        _double_chin(faces, window, below)
+        overpaint(below, skin, cover)
+    window = Window.around(pose, frame, *_GLASSES)
+    with _opened(canvas, window, frame) as below:
+        _glasses(faces, window, below)
+    overpaint(canvas, hair.colour, hair.front(frame))
     return _develop(faces, canvas)
+
+
+@contextmanager
+def _opened(canvas: Tensor, window: Window, frame: Window) -> Iterator[Tensor]:
+    """The part of a canvas in a window, ``[N, 3, h, w]``, put back at the end."""
+    at = window.index(frame)
+    part = canvas.movedim(1, -1)[at].movedim(-1, 1).contiguous()
+    yield part
+    canvas.movedim(1, -1)[at] = part.movedim(1, -1)
 
 
 def _background(faces: RenderedFaces, size: tuple[int, int]) -> Tensor:
@@ -115,7 +143,7 @@ class _Hair:
         return soft(self.hull.maximum(self.opening).maximum(frame.v - self.end), 2 * frame.edge)
 
 
-def _body(faces: RenderedFaces, frame: Window, canvas: Tensor) -> Tensor:
+def _body(faces: RenderedFaces, frame: Window, canvas: Tensor) -> None:
     u, v, edge = frame.u, frame.v, frame.edge
     s = u.abs()
     shape = Head.of(faces)
@@ -124,34 +152,35 @@ def _body(faces: RenderedFaces, frame: Window, canvas: Tensor) -> Tensor:
     ears = (ellipse(s - shape.width - 0.02, v - 0.2, 0.13, 0.32).sqrt() - 1) * 0.2
     dim = 0.95 - 0.45 * bump(ellipse(u, v - shape.chin + 0.1, 1.0, 0.9))
     skin = skin_colour(faces)
-    canvas = over(canvas, skin * (dim * (0.9 - 0.2 * s.clamp(max=1)))[:, None], soft(neck.minimum(ears), edge))
+    overpaint(canvas, skin * (dim * (0.9 - 0.2 * s.clamp(max=1)))[:, None], soft(neck.minimum(ears), edge))
     cloth = 2.3 + 0.2 * s.square() - v - (0.75 * (0.6 - 0.8 * s).clamp(min=0)) * -1
     shirt = hue(faces.between("shirt_hue", 0, 1), 0.4, faces.between("shirt", 0.04, 0.9))
     shirt = shirt * (1 - 0.12 * s + 0.06 * (7 * u + 3 * v).sin())[:, None]
-    return over(canvas, shirt, soft(cloth, edge))
+    overpaint(canvas, shirt, soft(cloth, edge))
 
 
-def _double_chin(faces: RenderedFaces, window: Window, canvas: Tensor) -> Tensor:
+def _double_chin(faces: RenderedFaces, window: Window, canvas: Tensor) -> None:
     distance = DoubleChin.of(faces).outside(window.u, window.v)
     fold = skin_colour(faces) * (0.9 - 0.5 * (1 + 2 * distance).clamp(0, 1).square().square())[:, None]
-    return over(canvas, fold, faces.on("Double_Chin") * soft(distance, window.edge))
+    overpaint(canvas, fold, faces.on("Double_Chin") * soft(distance, window.edge))
 
 
-def _glasses(faces: RenderedFaces, window: Window, face: Tensor) -> Tensor:
+def _glasses(faces: RenderedFaces, window: Window, canvas: Tensor) -> None:
     s, v = window.u.abs(), window.v
     glasses, on = Glasses.of(faces), faces.on("Eyeglasses")
     dark = hue(faces.between("glasses_colour", 0, 1), 0.4, faces.between("glasses_tint", 0.02, 0.3))
     lens = soft(glasses.lens(s, v), window.edge)
-    face = over(face, dark, on * faces.between("glasses_tint", 0.05, 0.3) * lens)
+    overpaint(canvas, dark, on * faces.between("glasses_tint", 0.05, 0.3) * lens)
     glare = lens * bump(((window.u + v - 0.35 * window.u.sign()) / 0.12).square())
-    face = over(face, grey(0 * on + 1.0), 0.25 * on * glare)
-    return over(face, dark, 0.95 * on * soft(glasses.frame(s, v), window.edge))
+    overpaint(canvas, grey(0 * on + 1.0), 0.25 * on * glare)
+    overpaint(canvas, dark, 0.95 * on * soft(glasses.frame(s, v), window.edge))
 
 
 def _develop(faces: RenderedFaces, canvas: Tensor) -> Tensor:
     size = canvas.shape[-2], canvas.shape[-1]
     noise = grain(faces.between("noise_y", 0, 256).long(), faces.between("noise_x", 0, 256).long(), size)
-    noise = noise * faces.between("noise", 0.0, 0.025)
+    noise = noise * faces.between("noise", 0.0, 4.6)
     warm, light = faces.between("warmth", -0.06, 0.06), faces.between("exposure", 0.85, 1.1)
-    canvas = canvas * rgb(light * (1 + warm), light, light * (1 - warm)) + noise[:, None]
-    return (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
+    light = light * 255
+    canvas = canvas.mul_(rgb(light * (1 + warm), light, light * (1 - warm))).add_(noise[:, None])
+    return canvas.round_().clamp_(0, 255).to(torch.uint8)

@@ -75,7 +75,7 @@ class Brows:
             thickness=faces.between("brow_thickness", 0.03, 0.045)
             + 0.01 * faces.is_group("gender", 0)
             - 0.008 * faces.is_group("age", 0)
-            + 0.035 * faces.on("Bushy_Eyebrows"),
+            + 0.045 * faces.on("Bushy_Eyebrows"),
         )
 
     def along(self, s: Tensor) -> Tensor:
@@ -107,11 +107,11 @@ class Eyes:
         """The eyes of these faces."""
         narrow, wide = faces.on("Narrow_Eyes"), faces.on("AU_5")
         young = 1 + 0.25 * faces.is_group("age", 0) - 0.1 * faces.is_group("age", 3)
-        opening = faces.between("eye_opening", 0.9, 1.1) * young * (1 - 0.5 * narrow)
+        opening = faces.between("eye_opening", 0.9, 1.1) * young * (1 - 0.6 * narrow)
         return cls(
             width=faces.between("eye_width", 0.19, 0.215) * (1 + 0.1 * faces.is_group("age", 0)),
-            upper=0.095 * opening + 0.06 * wide,
-            lower=0.055 * opening + 0.012 * wide - 0.012 * faces.on("AU_6"),
+            upper=0.095 * opening + 0.085 * wide,
+            lower=0.055 * opening + 0.02 * wide - 0.012 * faces.on("AU_6"),
         )
 
     def along(self, s: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Nose:
         big, sharp, child = faces.on("Big_Nose"), faces.on("Pointy_Nose"), faces.is_group("age", 0)
         width = faces.between("nose_width", 0.19, 0.225) + 0.01 * faces.is_group("gender", 0) - 0.03 * child
         return cls(
-            width=width * (1 + 0.42 * big) * (1 - 0.18 * sharp) * (1 + 0.06 * faces.on("AU_9")),
+            width=width * (1 + 0.42 * big) * (1 - 0.28 * sharp) * (1 + 0.06 * faces.on("AU_9")),
             tip=faces.between("nose_length", 0.62, 0.68) - 0.09 * child + 0.05 * big + 0.03 * sharp,
             height=faces.between("nose_height", 0.9, 1.1) * (1 + 0.2 * big),
             sharp=sharp,
@@ -182,16 +182,16 @@ class Mouth:
     def of(cls, faces: RenderedFaces) -> Mouth:
         """The mouths of these faces."""
         smile, pull, stretch = faces.on("Smiling"), faces.on("AU_12"), faces.on("AU_20")
-        thick = (1 + 0.6 * faces.on("Big_Lips")) * (1 - 0.25 * stretch) * (1 - 0.15 * smile)
+        thick = (1 + faces.on("Big_Lips")) * (1 - 0.15 * stretch) * (1 - 0.1 * smile)
         return cls(
-            width=faces.between("mouth_width", 0.37, 0.42) + 0.08 * smile + 0.05 * pull + 0.1 * stretch,
-            lift=0.14 * smile + 0.08 * pull - 0.11 * faces.on("AU_15"),
+            width=faces.between("mouth_width", 0.37, 0.42) + 0.1 * smile + 0.04 * pull + 0.1 * stretch,
+            lift=0.17 * smile + 0.06 * pull - 0.09 * faces.on("AU_15"),
             pushed=0.06 * faces.on("AU_17"),
-            upper=faces.between("upper_lip", 0.055, 0.085) * thick,
-            lower=faces.between("lower_lip", 0.085, 0.12) * thick * (1 + 0.15 * faces.on("AU_17")),
-            parted=0.05 * faces.on("AU_25"),
-            toothy=0.09 * smile * faces.chance("toothy", 0.75),
-            open=0.13 * faces.on("Mouth_Slightly_Open"),
+            upper=faces.between("upper_lip", 0.055, 0.075) * thick,
+            lower=faces.between("lower_lip", 0.085, 0.11) * thick * (1 + 0.15 * faces.on("AU_17")),
+            parted=0.075 * faces.on("AU_25"),
+            toothy=0.1 * smile * faces.chance("toothy", 0.9),
+            open=0.17 * faces.on("Mouth_Slightly_Open"),
             drop=0.13 * faces.on("AU_26"),
         )
 

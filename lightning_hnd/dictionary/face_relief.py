@@ -199,10 +199,10 @@ def _nose(relief: Relief) -> None:
     ball = bump(ellipse(u, v - tip, 0.75 * width - 0.04 * nose.sharp, 0.17))
     wings = bump(ellipse(s - 0.72 * width, v - tip - 0.03, 0.5 * width, 0.12))
     relief.height = relief.height + nose.height * (ridge + (0.07 + 0.09 * nose.sharp) * ball + 0.09 * wings)
-    relief.darken(-0.2 * nose.sharp * bump(ellipse(u, v - tip + 0.12, 0.07, 0.28)))
+    relief.darken(-0.35 * nose.sharp * bump(ellipse(u, v - tip + 0.12, 0.07, 0.28)))
     relief.darken(0.75 * bump(ellipse(s - 0.42 * width, v - tip - 0.095, 0.36 * width, 0.05)))
     relief.darken(0.35 * bump(ellipse(s - width, v - tip - 0.03, 0.05, 0.13)))
-    relief.darken((0.25 + 0.25 * nose.sharp) * bump(ellipse(u, v - tip - 0.12, 0.95 * width, 0.07)))
+    relief.darken((0.25 + 0.4 * nose.sharp) * bump(ellipse(u, v - tip - 0.12, 0.95 * width, 0.07)))
 
 
 def _chin(relief: Relief) -> None:
@@ -222,7 +222,7 @@ def _beard(relief: Relief, shut: Tensor) -> None:
     jaw, lip, chin = (grow(u, shut) * hairs for grow in (FacialHair.jaw, FacialHair.lip, FacialHair.chin))
     around = jaw.maximum(lip)
     stubble = torch.lerp(colour, grey(faces.between("beard", 0.25, 0.35), 0.95, 1, 1.1), 0.4)
-    relief.tint(stubble, 0.42 * faces.on("5_o_Clock_Shadow") * around)
+    relief.tint(stubble, 0.5 * faces.on("5_o_Clock_Shadow") * around)
     relief.tint(colour, 0.8 * faces.on("full_beard") * around)
     relief.tint(colour, 0.88 * faces.on("Goatee") * chin)
     relief.tint(colour, 0.88 * faces.on("Mustache") * lip)

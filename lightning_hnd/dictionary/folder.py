@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +15,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.dictionary.face_dictionary import UNKNOWN, Crop, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
-
-if TYPE_CHECKING:
-    from lightning_hnd.dictionary.face_dictionary import FaceDictionary
-
-Crop: TypeAlias = tuple[float, float, float, float] | Callable[[Image.Image], tuple[float, float, float, float]]
-"""A box ``(left, top, right, bottom)``: in shares of the picture, or from a function, in its pixels."""
 
 TABLE_OF_KIND = {"attribute": "Attributes.csv", "action_unit": "Action_Units.csv", "part": "Parts.csv"}
 FOLDER_OF_KIND = {"attribute": "attributes", "action_unit": "AU", "part": "parts"}
@@ -41,19 +35,28 @@ class Entry:
 
 
 def read_folder(
-    root: Path, size: tuple[int, int], channels: int, ontology: Ontology, crop: Crop | None
-) -> dict[str, Any]:
-    """Reads and checks everything in a dictionary folder.
+    root: Path,
+    size: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    ontology: Ontology,
+    crop: Crop | None = None,
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> FaceDictionary:
+    """Reads and checks everything in a dictionary folder: see :meth:`FaceDictionary.from_folder`.
 
     Args:
         root: The folder.
         size: ``(H, W)`` to bring pictures and masks to.
-        channels: 3 or 1.
+        mean: One for each channel: three for RGB, one for grey.
+        std: Likewise.
         ontology: The concepts to look for.
         crop: See :data:`Crop`.
+        transform: A change of colours.
 
     Returns:
-        The data of a :class:`~lightning_hnd.dictionary.FaceDictionary`, by field.
+        The dictionary.
 
     Raises:
         FileNotFoundError: If the folder, or a file that a table names, does not exist.
@@ -69,21 +72,27 @@ def read_folder(
         )
     _require_unique(entries, root)
     names = tuple(entry.path.relative_to(root).as_posix() for entry in entries)
-    pictures, bits = _decode_all(entries, size, channels, crop)
-    return {
-        "pictures": pictures,
-        "source": torch.tensor([entry.source for entry in entries]),
-        "group": torch.tensor([entry.group for entry in entries]).reshape(len(entries), len(ontology.global_)),
-        "masks": PackedMasks(bits, size),
-        "mask_image": torch.tensor([i for i, entry in enumerate(entries) for _ in entry.masks], dtype=torch.int64),
-        "mask_concept": torch.tensor([c for entry in entries for c in entry.masks], dtype=torch.int64),
-        "names": names,
-        "labels": _labels(root, names),
-    }
+    labels = _labels(root, names)
+    pictures, bits = _decode_all(entries, size, len(mean), crop)
+    return FaceDictionary(
+        ontology=ontology,
+        pictures=pictures,
+        source=torch.tensor([entry.source for entry in entries]),
+        group=torch.tensor([entry.group for entry in entries]).reshape(len(entries), len(ontology.global_)),
+        masks=PackedMasks(bits, size),
+        mask_image=torch.tensor([i for i, entry in enumerate(entries) for _ in entry.masks], dtype=torch.int64),
+        mask_concept=torch.tensor([c for entry in entries for c in entry.masks], dtype=torch.int64),
+        names=names,
+        labels=labels,
+        mean=mean,
+        std=std,
+        transform=transform,
+        origin=f"the dictionary {root}",
+    )
 
 
 def _local_entries(root: Path, ontology: Ontology) -> Iterator[Entry]:
-    unknown = (-1,) * len(ontology.global_)
+    unknown = (UNKNOWN,) * len(ontology.global_)
     for source, kind in enumerate(ontology.kinds):
         table = root / _table(kind)
         for line, row in _rows(table, ("image", "labels")):
@@ -116,10 +125,10 @@ def _global_entries(root: Path, ontology: Ontology) -> Iterator[Entry]:
                     f"{group_folder} is a group that global concept {ontology.global_[k].name!r} lacks "
                     f"(it has: {', '.join(ontology.global_[k].groups)})"
                 )
-            group = tuple(g if i == k else -1 for i in range(len(ontology.global_)))
+            group = tuple(g if i == k else UNKNOWN for i in range(len(ontology.global_)))
             for path in sorted(group_folder.iterdir()):
                 if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
-                    yield Entry(path, {}, -1, group)
+                    yield Entry(path, {}, UNKNOWN, group)
 
 
 def _labels(root: Path, names: tuple[str, ...]) -> tuple[Mapping[str, str], ...]:
