@@ -88,7 +88,7 @@ def smiles(folder: Path, weights: Path) -> None:
 def transfer(folder: Path, faces: int, epochs: int) -> None:
     """Trains on rendered faces and prints the scores on real ones."""
     known, fresh = (framed(RenderedFaces.sample(n, seed=seed), *EYES) for n, seed in ((faces, 0), (800, 1)))
-    size = (109, 89)
+    size = (96, 80)
 
     def labels_of(some: RenderedFaces) -> Tensor:
         male, young = some.groups("gender") == 0, some.groups("age") < 2
@@ -108,8 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("celeba", type=Path)
     parser.add_argument("smile_weights", type=Path)
-    parser.add_argument("--faces", type=int, default=6000)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--faces", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     smiles(args.celeba, args.smile_weights)
     transfer(args.celeba, args.faces, args.epochs)

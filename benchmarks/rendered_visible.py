@@ -27,12 +27,12 @@ def labels_of(faces: RenderedFaces) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faces", type=int, default=5000)
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--faces", type=int, default=4000)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     known, fresh = (
-        framed(RenderedFaces.sample(n, seed=seed), (0.5, 0.42), 0.26) for n, seed in ((args.faces, 0), (1500, 1))
+        framed(RenderedFaces.sample(n, seed=seed), (0.5, 0.4), 0.3) for n, seed in ((args.faces, 0), (1500, 1))
     )
     net = train(known.draw(args.size)[0], labels_of(known), epochs=args.epochs)
     scores, labels = score(net, fresh.draw(args.size)[0]), labels_of(fresh)
