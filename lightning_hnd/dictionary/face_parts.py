@@ -107,11 +107,11 @@ class Eyes:
         """The eyes of these faces."""
         narrow, wide = faces.on("Narrow_Eyes"), faces.on("AU_5")
         young = 1 + 0.25 * faces.is_group("age", 0) - 0.1 * faces.is_group("age", 3)
-        opening = faces.between("eye_opening", 0.9, 1.1) * young * (1 - 0.6 * narrow)
+        opening = faces.between("eye_opening", 0.9, 1.1) * young * (1 - 0.66 * narrow)
         return cls(
             width=faces.between("eye_width", 0.19, 0.215) * (1 + 0.1 * faces.is_group("age", 0)),
             upper=0.095 * opening + 0.085 * wide,
-            lower=0.055 * opening + 0.02 * wide - 0.012 * faces.on("AU_6"),
+            lower=0.055 * opening * (1 - 0.6 * narrow) + 0.02 * wide - 0.012 * faces.on("AU_6"),
         )
 
     def along(self, s: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class Mouth:
     def of(cls, faces: RenderedFaces) -> Mouth:
         """The mouths of these faces."""
         smile, pull, stretch = faces.on("Smiling"), faces.on("AU_12"), faces.on("AU_20")
-        thick = (1 + faces.on("Big_Lips")) * (1 - 0.15 * stretch) * (1 - 0.1 * smile)
+        thick = (1 + 1.2 * faces.on("Big_Lips")) * (1 - 0.15 * stretch) * (1 - 0.1 * smile)
         return cls(
             width=faces.between("mouth_width", 0.37, 0.42) + 0.1 * smile + 0.04 * pull + 0.1 * stretch,
             lift=0.17 * smile + 0.06 * pull - 0.09 * faces.on("AU_15"),
