@@ -200,7 +200,11 @@ def _eye_span(faces: RenderedFaces, u: Tensor) -> _Span:
     eyes = Eyes.of(faces)
     q = eyes.along(u.abs())
     arc = 1 - q.square()
-    return -eyes.upper * arc - 0.075, (eyes.lower * arc).clamp(min=0) + 0.025, q.abs() - 1.15
+    return (
+        -eyes.upper * arc.clamp(min=0) - 0.075,
+        (eyes.lower * arc).clamp(min=0) + 0.025,
+        (q.abs() - 1) * eyes.width - 0.03,
+    )
 
 
 def _nose_span(faces: RenderedFaces, u: Tensor) -> _Span:

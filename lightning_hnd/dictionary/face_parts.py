@@ -111,7 +111,7 @@ class Eyes:
         return cls(
             width=faces.between("eye_width", 0.19, 0.215) * (1 + 0.1 * faces.is_group("age", 0)),
             upper=0.095 * opening + 0.085 * wide,
-            lower=0.055 * opening * (1 - 0.6 * narrow) + 0.02 * wide - 0.012 * faces.on("AU_6"),
+            lower=0.055 * opening + 0.02 * wide - 0.012 * faces.on("AU_6"),
         )
 
     def along(self, s: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Eyes:
         """Signed distance from the opening."""
         arc = 1 - q.square()
         tilted = v + 0.015 * q
-        return (-self.upper * arc - tilted).maximum(tilted - self.lower * arc)
+        return (-self.upper * arc - tilted).maximum(tilted - self.lower * arc).maximum((q.abs() - 1) * self.width)
 
 
 @dataclass(frozen=True)

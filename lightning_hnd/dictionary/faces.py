@@ -34,7 +34,7 @@ TRAITS = (
 )
 """The columns of ``RenderedFaces.traits``: what differs between faces besides their labels."""
 
-_PIXELS = 2**19  # drawn at once, about: bounds memory and keeps planes in the processor's cache
+_PIXELS = 2**18  # drawn at once, about: bounds memory and keeps planes in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
