@@ -84,16 +84,22 @@ class Window:
         u, v = _coordinates(pose, top, left, size)
         return cls(top, left, size, turn(u, pose.yaw), v, pose.edge)
 
-    def index(self, within: Window) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of its pixels in tensors ``[N, H, W]`` of another window.
+    def take(self, planes: Tensor, within: Window) -> Tensor:
+        """Its part ``[N, C, h, w]`` of planes ``[N, C, H, W]`` that fill another window."""
+        index = self._index(within).expand(-1, planes.shape[1], -1)
+        return planes.reshape(*planes.shape[:2], -1).gather(2, index).view(*planes.shape[:2], *self.size)
 
-        Returns:
-            Face ``[N, 1, 1]``, row ``[N, h, 1]`` and column ``[N, 1, w]``.
-        """
+    def put(self, part: Tensor, planes: Tensor, within: Window) -> None:
+        """Puts ``part [N, C, h, w]`` in its place in planes ``[N, C, H, W]``, each contiguous."""
+        index = self._index(within).expand(-1, planes.shape[1], -1)
+        planes.view(*planes.shape[:2], -1).scatter_(2, index, part.reshape(*part.shape[:2], -1))
+
+    def _index(self, within: Window) -> Tensor:
+        # gather and scatter on flat positions are several times faster than indexing by row and column
         device = self.top.device
         rows = (self.top - within.top)[:, None, None] + torch.arange(self.size[0], device=device)[:, None]
         columns = (self.left - within.left)[:, None, None] + torch.arange(self.size[1], device=device)
-        return torch.arange(len(self.top), device=device)[:, None, None], rows, columns
+        return (rows * within.size[1] + columns).flatten(1)[:, None]
 
 
 def _coordinates(pose: Pose, top: Tensor, left: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

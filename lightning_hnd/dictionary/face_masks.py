@@ -39,8 +39,9 @@ def draw_areas(faces: RenderedFaces, concepts: Sequence[str], masks: Tensor) -> 
     areas = _Areas(faces, pose, Window.frame(pose, (masks.shape[-2], masks.shape[-1])))
     for c, name in enumerate(concepts):
         for i, (box, inside) in enumerate(areas.of(name).items()):
-            n, rows, columns = areas.window(box).index(areas.picture)
-            masks[n, c, rows, columns] = inside | masks[n, c, rows, columns] if i else inside
+            window, plane = areas.window(box), masks[:, c : c + 1]
+            here = inside[:, None] | window.take(plane, areas.picture) if i else inside[:, None]
+            window.put(here, plane, areas.picture)
 
 
 _Span: TypeAlias = tuple[Tensor, Tensor, Tensor]

@@ -62,10 +62,9 @@ def paint(faces: RenderedFaces, size: tuple[int, int]) -> Tensor:
 @contextmanager
 def _opened(canvas: Tensor, window: Window, frame: Window) -> Iterator[Tensor]:
     """The part of a canvas in a window, ``[N, 3, h, w]``, put back at the end."""
-    at = window.index(frame)
-    part = canvas.movedim(1, -1)[at].movedim(-1, 1).contiguous()
+    part = window.take(canvas, frame)
     yield part
-    canvas.movedim(1, -1)[at] = part.movedim(1, -1)
+    window.put(part, canvas, frame)
 
 
 def _background(faces: RenderedFaces, size: tuple[int, int]) -> Tensor:

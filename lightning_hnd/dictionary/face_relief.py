@@ -76,18 +76,14 @@ class Relief:
 
     def part(self, window: Window) -> Relief:
         """A copy of what lies in ``window``, which this window holds, but for its borders perhaps."""
-        index = self._index(window)
-        return Relief(self.faces, window, self.colour.movedim(1, -1)[index].movedim(-1, 1), self.height[index])
+        height = window.take(self.height[:, None], self.window)[:, 0]
+        return Relief(self.faces, window, window.take(self.colour, self.window), height)
 
     def put(self, part: Relief) -> None:
         """Takes a part back."""
         part.settle()
-        index = self._index(part.window)
-        self.colour.movedim(1, -1)[index] = part.colour.movedim(1, -1)
-        self.height[index] = part.height
-
-    def _index(self, window: Window) -> tuple[Tensor, Tensor, Tensor]:
-        return window.index(self.window)
+        part.window.put(part.colour, self.colour, self.window)
+        part.window.put(part.height[:, None], self.height[:, None], self.window)
 
     def mark(self, mark: Mark, amount: Tensor) -> None:
         """Leaves a mark."""
