@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_hnd.concepts import PAPER
-from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.rendering import RenderedFaces
 
 ATTRIBUTES = [c.name for c in PAPER.local if c.kind == "attribute"]
 EYES = (0.49, 0.512), 0.217

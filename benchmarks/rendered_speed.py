@@ -11,7 +11,7 @@ import time
 import torch
 
 from lightning_hnd.concepts import PAPER
-from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.rendering import RenderedFaces
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_hnd.dictionary.faces import TRAITS, RenderedFaces
+from lightning_hnd.rendering import RenderedFaces
+from lightning_hnd.rendering.parameters import TRAITS
 
 
 def auc(scores: Tensor, labels: Tensor) -> float:

@@ -13,7 +13,7 @@ from rendered_training import auc, framed, score, train
 from torch import Tensor
 
 from lightning_hnd.concepts import PAPER
-from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.rendering import RenderedFaces
 
 CONCEPTS = [c.name for c in PAPER.local if c.kind != "part"]
 GROUPS = [(c.name, g, group) for c in PAPER.global_ if c.name != "ethnicity" for g, group in enumerate(c.groups)]

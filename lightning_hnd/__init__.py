@@ -2,10 +2,11 @@
 
 from lightning_hnd.callback import HNDCallback
 from lightning_hnd.concepts import PAPER, Concept, GlobalConcept, Ontology
-from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary, RenderedFaces
+from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import ConceptPairing, Dissection, GroupPairing, LayerDissection, Unit
 from lightning_hnd.metric import DissectionMetric
 from lightning_hnd.pipeline import dissect
+from lightning_hnd.rendering import RenderedFaces
 from lightning_hnd.rules import README, RELEASED, Rule
 
 __all__ = [

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from lightning_hnd.concepts import PAPER
-from lightning_hnd.dictionary.drawing import Window
-from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.rendering import RenderedFaces
+from lightning_hnd.rendering.drawing import Window
 
 PARTS = [c.name for c in PAPER.local if c.kind == "part"]
 LOCAL = [c.name for c in PAPER.local if c.kind != "part"]
@@ -142,7 +142,7 @@ def test_a_subset_is_drawn_as_in_the_whole(monkeypatch):
     faces = RenderedFaces.sample(23, seed=3)
     images, masks = faces.draw(64, LOCAL)
     index = torch.tensor([20, 3, 7])
-    monkeypatch.setattr("lightning_hnd.dictionary.faces._PIXELS", 5000)  # one face at a time
+    monkeypatch.setattr("lightning_hnd.rendering.faces._PIXELS", 5000)  # one face at a time
     some_images, some_masks = faces[index].draw(64, LOCAL)
     assert torch.equal(some_images, images[index])
     assert torch.equal(some_masks, masks[index])

@@ -1,7 +1,6 @@
 """Face Dictionaries: where faces, masks and groups come from."""
 
 from lightning_hnd.dictionary.face_dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.dictionary.faces import RenderedFaces
 from lightning_hnd.dictionary.masks import PackedMasks
 
-__all__ = ["DictionaryBatch", "FaceDictionary", "PackedMasks", "RenderedFaces"]
+__all__ = ["DictionaryBatch", "FaceDictionary", "PackedMasks"]

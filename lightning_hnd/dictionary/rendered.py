@@ -7,11 +7,9 @@ from torch import Tensor
 
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.dictionary.face_dictionary import UNKNOWN, FaceDictionary
-from lightning_hnd.dictionary.faces import RenderedFaces
 from lightning_hnd.dictionary.masks import PackedMasks
-
-DRAWN_GROUPS = ("age", "gender", "skin_tone")
-"""The global concepts that are drawn. Not ethnicity: a drawing of it would be a stereotype."""
+from lightning_hnd.rendering import RenderedFaces
+from lightning_hnd.rendering.labels import GLOBAL
 
 
 def render_dictionary(
@@ -45,7 +43,7 @@ def render_dictionary(
         mask_image.append(rows[image])
         mask_concept.append(concepts[concept])
     group = torch.full((images, len(PAPER.global_)), UNKNOWN)
-    for name in DRAWN_GROUPS:
+    for name in GLOBAL:
         group[:, PAPER.global_index(name)] = torch.where(source == UNKNOWN, faces.groups(name), UNKNOWN)
     return FaceDictionary(
         ontology=PAPER,

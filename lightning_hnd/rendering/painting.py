@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_hnd.dictionary.drawing import (
+from lightning_hnd.rendering.drawing import (
     Window,
     bump,
     ellipse,
@@ -23,16 +22,14 @@ from lightning_hnd.dictionary.drawing import (
     rounded,
     soft,
 )
-from lightning_hnd.dictionary.face_parts import DoubleChin, Glasses, Head
-from lightning_hnd.dictionary.face_relief import hair_colour, head, skin_colour
-
-if TYPE_CHECKING:
-    from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.rendering.parameters import FaceParameters
+from lightning_hnd.rendering.parts import DoubleChin, Glasses, Head
+from lightning_hnd.rendering.relief import hair_colour, head, skin_colour
 
 _GLASSES = (0.0, 0.05), (1.25, 0.45)  # a box that holds them
 
 
-def paint(faces: RenderedFaces, size: tuple[int, int]) -> Tensor:
+def paint(faces: FaceParameters, size: tuple[int, int]) -> Tensor:
     """Draws the pictures of faces.
 
     Args:
@@ -67,7 +64,7 @@ def _opened(canvas: Tensor, window: Window, frame: Window) -> Iterator[Tensor]:
     window.put(part, canvas, frame)
 
 
-def _background(faces: RenderedFaces, size: tuple[int, int]) -> Tensor:
+def _background(faces: FaceParameters, size: tuple[int, int]) -> Tensor:
     device = faces.traits.device
     y, x = ((torch.arange(n, device=device) + 0.5) / n - 0.5 for n in size)
     turn = faces.between("back_turn", 0, 2 * torch.pi)
@@ -103,7 +100,7 @@ class _Hair:
     end: Tensor
 
     @classmethod
-    def of(cls, faces: RenderedFaces, frame: Window) -> _Hair:
+    def of(cls, faces: FaceParameters, frame: Window) -> _Hair:
         """The hair of these faces."""
         u, v = frame.u, frame.v
         female = faces.is_group("gender", 1)
@@ -142,7 +139,7 @@ class _Hair:
         return soft(self.hull.maximum(self.opening).maximum(frame.v - self.end), 2 * frame.edge)
 
 
-def _body(faces: RenderedFaces, frame: Window, canvas: Tensor) -> None:
+def _body(faces: FaceParameters, frame: Window, canvas: Tensor) -> None:
     u, v, edge = frame.u, frame.v, frame.edge
     s = u.abs()
     shape = Head.of(faces)
@@ -158,13 +155,13 @@ def _body(faces: RenderedFaces, frame: Window, canvas: Tensor) -> None:
     overpaint(canvas, shirt, soft(cloth, edge))
 
 
-def _double_chin(faces: RenderedFaces, window: Window, canvas: Tensor) -> None:
+def _double_chin(faces: FaceParameters, window: Window, canvas: Tensor) -> None:
     distance = DoubleChin.of(faces).outside(window.u, window.v)
     fold = skin_colour(faces) * (0.9 - 0.5 * (1 + 2 * distance).clamp(0, 1).square().square())[:, None]
     overpaint(canvas, fold, faces.on("Double_Chin") * soft(distance, window.edge))
 
 
-def _glasses(faces: RenderedFaces, window: Window, canvas: Tensor) -> None:
+def _glasses(faces: FaceParameters, window: Window, canvas: Tensor) -> None:
     s, v = window.u.abs(), window.v
     glasses, on = Glasses.of(faces), faces.on("Eyeglasses")
     dark = hue(faces.between("glasses_colour", 0, 1), 0.4, faces.between("glasses_tint", 0.02, 0.3))
@@ -175,7 +172,7 @@ def _glasses(faces: RenderedFaces, window: Window, canvas: Tensor) -> None:
     overpaint(canvas, dark, 0.95 * on * soft(glasses.frame(s, v), window.edge))
 
 
-def _develop(faces: RenderedFaces, canvas: Tensor) -> Tensor:
+def _develop(faces: FaceParameters, canvas: Tensor) -> Tensor:
     size = canvas.shape[-2], canvas.shape[-1]
     noise = grain(faces.between("noise_y", 0, 256).long(), faces.between("noise_x", 0, 256).long(), size)
     noise = noise * faces.between("noise", 0.0, 4.6)

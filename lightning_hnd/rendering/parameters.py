@@ -1,21 +1,22 @@
-"""Rendered faces: drawings whose every label, mask and chance is known."""
+"""The parameters of rendered faces: sampled, looked at, changed, saved."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_hnd.concepts import PAPER
-from lightning_hnd.dictionary.drawing import Pose
-from lightning_hnd.dictionary.face_labels import FACIAL_HAIR, GLOBAL, LABELS, LOCAL, LabelModel
-from lightning_hnd.dictionary.face_masks import draw_areas
-from lightning_hnd.dictionary.face_painting import paint
+from lightning_hnd.rendering.drawing import Pose
+from lightning_hnd.rendering.labels import FACIAL_HAIR, GLOBAL, LABELS, LOCAL, LabelModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FULL_BEARD = "full_beard"
 """A style without a concept of its own: what a face has that is neither beardless nor of a listed style."""
@@ -34,32 +35,15 @@ TRAITS = (
 )
 """The columns of ``RenderedFaces.traits``: what differs between faces besides their labels."""
 
-_PIXELS = 2**18  # drawn at once, about: bounds memory and keeps planes in the processor's cache
-
 
 @dataclass(frozen=True, eq=False)
-class RenderedFaces:
-    """Drawn faces: every local concept of the paper, three of its global ones, exact masks.
-
-    Labels are independent of one another unless :meth:`sample` is asked otherwise, so what a unit answers to can
-    be told apart. Each concept changes the picture inside its mask and nowhere else. ``left_*`` is the left of the
-    picture.
-
-    ``No_Beard`` means no facial hair of any kind: it holds exactly where there is no ``5_o_Clock_Shadow``, no
-    ``Goatee``, no ``Mustache`` and no full beard, which is a style without a concept of its own. Ethnicity is not
-    drawn: a drawing of it would be a stereotype. Apparent age, gender and skin tone are drawn by conventions too,
-    and say no more about people.
+class FaceParameters:
+    """What sets faces apart: the presence of concepts, groups, and everything else as traits.
 
     Attributes:
         switches: ``[N, len(SWITCHES)]`` bool, the presence of concepts.
         group: ``[N, 3]`` int64, the group of each concept of ``GLOBAL``.
         traits: ``[N, len(TRAITS)]`` float32 in 0..1, all else that sets one face apart.
-
-    Example:
-        >>> faces = RenderedFaces.sample(4, seed=1)
-        >>> images, masks = faces.replace(Eyeglasses=True).draw(64, ["Eyeglasses", "nose"])
-        >>> images.shape, masks.shape
-        (torch.Size([4, 3, 64, 64]), torch.Size([4, 2, 64, 64]))
     """
 
     switches: Tensor
@@ -74,7 +58,7 @@ class RenderedFaces:
         seed: int = 0,
         probabilities: Mapping[str, float | Sequence[float]] | None = None,
         correlations: Mapping[tuple[str, str], float] | None = None,
-    ) -> RenderedFaces:
+    ) -> Self:
         """Draws the parameters of ``n`` faces, from the seed alone.
 
         Args:
@@ -102,12 +86,12 @@ class RenderedFaces:
     def __len__(self) -> int:
         return self.traits.shape[0]
 
-    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> RenderedFaces:
-        return RenderedFaces(self.switches[index], self.group[index], self.traits[index])
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Self:
+        return type(self)(self.switches[index], self.group[index], self.traits[index])
 
-    def to(self, device: torch.device | str) -> RenderedFaces:
+    def to(self, device: torch.device | str) -> Self:
         """The same faces on ``device``, which is where they are then drawn."""
-        return RenderedFaces(self.switches.to(device), self.group.to(device), self.traits.to(device))
+        return type(self)(self.switches.to(device), self.group.to(device), self.traits.to(device))
 
     # -------------------------------------------------------------------------------------------------------- labels
 
@@ -138,7 +122,7 @@ class RenderedFaces:
             raise ValueError(f"rendered faces have no groups of {name!r}; there are {', '.join(GLOBAL)}")
         return self.group[:, list(GLOBAL).index(name)]
 
-    def replace(self, **changes: bool | int | str | Tensor) -> RenderedFaces:
+    def replace(self, **changes: bool | int | str | Tensor) -> Self:
         """The same faces with other labels: ``replace(Smiling=True, gender="Female")``.
 
         Facial hair and ``No_Beard`` stay consistent. A face given a ``Goatee`` is no longer ``No_Beard``; one that
@@ -174,7 +158,7 @@ class RenderedFaces:
             raise ValueError(f"No_Beard excludes {', '.join(FACIAL_HAIR)}: they cannot be given together")
         return result
 
-    def flipped(self, name: str) -> RenderedFaces:
+    def flipped(self, name: str) -> Self:
         """The same faces, those with the concept ``name`` without it and those without it with it."""
         return self.replace(**{name: ~self._present(name)})
 
@@ -195,38 +179,7 @@ class RenderedFaces:
             raise ValueError(f"{name} needs a group or {len(self)} indices in 0..{len(groups) - 1}, got {value!r}")
         return result.long().expand(len(self))
 
-    # ------------------------------------------------------------------------------------------------------- drawing
-
-    def draw(self, size: int | tuple[int, int], concepts: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
-        """Draws the faces and masks of concepts.
-
-        A mask is the area in which the concept shows, or would show if the face had it: what appears with it and
-        what it hides. With and without it, pictures are the same outside.
-
-        Args:
-            size: Height and width in pixels, or one number for both.
-            concepts: Local concepts to draw masks of.
-
-        Returns:
-            Images ``[N, 3, H, W]`` uint8 and masks ``[N, len(concepts), H, W]`` bool.
-
-        Raises:
-            ValueError: If the size is not positive.
-            KeyError: If a concept is not one of the paper's local ones.
-        """
-        height, width = (size, size) if isinstance(size, int) else size
-        if height < 1 or width < 1:
-            raise ValueError(f"size must be positive, got {size}")
-        self.carries(concepts)  # raises at once on unknown names
-        images = torch.empty(len(self), 3, height, width, dtype=torch.uint8, device=self.traits.device)
-        masks = torch.zeros(len(self), len(concepts), height, width, dtype=torch.bool, device=self.traits.device)
-        step = max(1, _PIXELS // (height * width))
-        for start in range(0, len(self), step):
-            some = slice(start, start + step)
-            images[some] = paint(self[some], (height, width))
-            if concepts:
-                draw_areas(self[some], concepts, masks[some])
-        return images, masks
+    # --------------------------------------------------------------------------------------------- as drawings read it
 
     def pose(self, size: tuple[int, int]) -> Pose:
         """Where the faces are in a picture of this height and width."""
@@ -265,7 +218,7 @@ class RenderedFaces:
             np.savez(file, switches=self.switches.cpu(), group=self.group.cpu(), traits=self.traits.cpu())
 
     @classmethod
-    def load(cls, path: str | Path) -> RenderedFaces:
+    def load(cls, path: str | Path) -> Self:
         """Reads what :meth:`save` wrote.
 
         Raises:

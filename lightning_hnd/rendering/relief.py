@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_hnd.dictionary.drawing import Pose, Window, bump, ellipse, grey, hue, over, rgb, soft
-from lightning_hnd.dictionary.face_marks import Mark, strength
-from lightning_hnd.dictionary.face_parts import Brows, Eyes, FacialHair, Head, Mouth, Nose
-
-if TYPE_CHECKING:
-    from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.rendering.drawing import Pose, Window, bump, ellipse, grey, hue, over, rgb, soft
+from lightning_hnd.rendering.marks import Mark, strength
+from lightning_hnd.rendering.parameters import FaceParameters
+from lightning_hnd.rendering.parts import Brows, Eyes, FacialHair, Head, Mouth, Nose
 
 HEAD = (0.0, 0.25), (1.42, 2.0)
 """Centre and half size of the box that holds a head."""
@@ -24,14 +21,14 @@ _MOUTH = (0.0, 1.18), (1.28, 1.0)
 _NOSE = (0.0, 0.45), (1.1, 0.55)
 
 
-def skin_colour(faces: RenderedFaces) -> Tensor:
+def skin_colour(faces: FaceParameters) -> Tensor:
     """The colour of the skin, ``[N, 3, 1, 1]``."""
     dark, tone, tint = faces.is_group("skin_tone", 1), faces.between("skin", 0, 1), faces.between("skin_hue", -1, 1)
     light = 0.98 - 0.12 * tone - dark * (0.3 + 0.2 * tone)
     return rgb(light, light * (0.75 - 0.07 * dark + 0.03 * tint), light * (0.63 - 0.11 * dark + 0.05 * tint))
 
 
-def hair_colour(faces: RenderedFaces) -> Tensor:
+def hair_colour(faces: FaceParameters) -> Tensor:
     """The colour of the hair, ``[N, 3, 1, 1]``: black to blond, greyer with apparent age."""
     pale = faces.between("hair_colour", 0, 1).square() * (1 - 0.8 * faces.is_group("skin_tone", 1))
     colour = rgb(0.1 + 0.68 * pale, 0.07 + 0.46 * pale, 0.055 + 0.22 * pale)
@@ -52,7 +49,7 @@ class Relief:
         shade: ``[N, h, w]``, what the colour is still to be multiplied by: one plane is cheaper than three.
     """
 
-    faces: RenderedFaces
+    faces: FaceParameters
     window: Window
     colour: Tensor
     height: Tensor
@@ -111,7 +108,7 @@ class Relief:
         return self.colour * (ambient + (1.05 - ambient) * facing)[:, None] + gleam[:, None]
 
 
-def head(faces: RenderedFaces, pose: Pose, frame: Window) -> tuple[Window, Tensor, Tensor]:
+def head(faces: FaceParameters, pose: Pose, frame: Window) -> tuple[Window, Tensor, Tensor]:
     """Paints heads.
 
     Args:

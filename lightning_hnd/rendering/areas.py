@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from lightning_hnd.dictionary.drawing import Box, Pose, Window, ellipse
-from lightning_hnd.dictionary.face_marks import MARKS
-from lightning_hnd.dictionary.face_parts import Brows, DoubleChin, Eyes, FacialHair, Glasses, Head, Mouth, Nose
-
-if TYPE_CHECKING:
-    from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.rendering.drawing import Box, Pose, Window, ellipse
+from lightning_hnd.rendering.marks import MARKS
+from lightning_hnd.rendering.parameters import FaceParameters
+from lightning_hnd.rendering.parts import Brows, DoubleChin, Eyes, FacialHair, Glasses, Head, Mouth, Nose
 
 # boxes that hold what is looked for in them
 _FOREHEAD: Box = (0.0, -0.42), (1.1, 0.47)
@@ -27,7 +25,7 @@ _LOWER: Box = (0.0, 1.1), (1.05, 0.82)
 _JAW: Box = (0.0, 1.25), (1.3, 1.2)
 
 
-def draw_areas(faces: RenderedFaces, concepts: Sequence[str], masks: Tensor) -> None:
+def draw_areas(faces: FaceParameters, concepts: Sequence[str], masks: Tensor) -> None:
     """Draws the masks of concepts.
 
     Args:
@@ -51,7 +49,7 @@ _Span: TypeAlias = tuple[Tensor, Tensor, Tensor]
 class _Areas:
     """The areas of concepts in some faces; what several concepts need is computed once."""
 
-    faces: RenderedFaces
+    faces: FaceParameters
     pose: Pose
     picture: Window
     _windows: dict[Box, Window] = field(default_factory=dict)
@@ -86,7 +84,7 @@ class _Areas:
         return areas
 
     def _swept(
-        self, part: str, box: Box, span: Callable[[RenderedFaces, Tensor], _Span], flipped: RenderedFaces
+        self, part: str, box: Box, span: Callable[[FaceParameters, Tensor], _Span], flipped: FaceParameters
     ) -> Tensor:
         """Pixels between the highest and the lowest place of a part, in faces with and without a concept."""
         window = self.window(box)
@@ -190,14 +188,14 @@ _STANDING: dict[str, tuple[Box, _Outside]] = {
 """The same for what comes and goes without moving anything."""
 
 
-def _brow_span(faces: RenderedFaces, u: Tensor) -> _Span:
+def _brow_span(faces: FaceParameters, u: Tensor) -> _Span:
     brows = Brows.of(faces)
     t = brows.along(u.abs())
     line, half = brows.line(t), brows.half(t)
     return line - half, line + half, (t - 0.5).abs() - 0.62
 
 
-def _eye_span(faces: RenderedFaces, u: Tensor) -> _Span:
+def _eye_span(faces: FaceParameters, u: Tensor) -> _Span:
     eyes = Eyes.of(faces)
     q = eyes.along(u.abs())
     arc = 1 - q.square()
@@ -208,18 +206,18 @@ def _eye_span(faces: RenderedFaces, u: Tensor) -> _Span:
     )
 
 
-def _nose_span(faces: RenderedFaces, u: Tensor) -> _Span:
+def _nose_span(faces: FaceParameters, u: Tensor) -> _Span:
     nose, s = Nose.of(faces), u.abs()
     return nose.top(s), nose.bottom(s), s - nose.width - 0.13
 
 
-def _mouth_span(faces: RenderedFaces, u: Tensor) -> _Span:
+def _mouth_span(faces: FaceParameters, u: Tensor) -> _Span:
     mouth = Mouth.of(faces)
     top, _, _, bottom = mouth.rows((u / mouth.width).square().clamp(max=1))
     return top, bottom, u.abs() - mouth.width
 
 
-_RESHAPED: dict[str, tuple[Box, str, Callable[[RenderedFaces, Tensor], _Span]]] = {
+_RESHAPED: dict[str, tuple[Box, str, Callable[[FaceParameters, Tensor], _Span]]] = {
     "brows": (_FOREHEAD, "AU_1 AU_2 AU_4 Arched_Eyebrows Bushy_Eyebrows", _brow_span),
     "eyes": (_EYES, "AU_5 AU_6 Narrow_Eyes", _eye_span),
     "nose": (_NOSE, "AU_9 Big_Nose Pointy_Nose", _nose_span),

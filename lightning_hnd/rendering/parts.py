@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_hnd.dictionary.drawing import bump, ellipse, plateau, rounded
-
-if TYPE_CHECKING:
-    from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.rendering.drawing import bump, ellipse, plateau, rounded
+from lightning_hnd.rendering.parameters import FaceParameters
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Head:
     JAW = (1.75, 0.95, 0.62)  # row of its centre, radii: all that a dropping jaw moves
 
     @classmethod
-    def of(cls, faces: RenderedFaces) -> Head:
+    def of(cls, faces: FaceParameters) -> Head:
         """The heads of these faces."""
         male, child = faces.is_group("gender", 0), faces.is_group("age", 0)
         return cls(
@@ -63,7 +60,7 @@ class Brows:
     LENGTH = 0.64
 
     @classmethod
-    def of(cls, faces: RenderedFaces) -> Brows:
+    def of(cls, faces: FaceParameters) -> Brows:
         """The brows of these faces."""
         return cls(
             start=faces.between("brow_gap", 0.22, 0.29) - 0.06 * faces.on("AU_4"),
@@ -103,7 +100,7 @@ class Eyes:
     PLACE = 0.5
 
     @classmethod
-    def of(cls, faces: RenderedFaces) -> Eyes:
+    def of(cls, faces: FaceParameters) -> Eyes:
         """The eyes of these faces."""
         narrow, wide = faces.on("Narrow_Eyes"), faces.on("AU_5")
         young = 1 + 0.25 * faces.is_group("age", 0) - 0.1 * faces.is_group("age", 3)
@@ -137,7 +134,7 @@ class Nose:
     TOP = -0.12
 
     @classmethod
-    def of(cls, faces: RenderedFaces) -> Nose:
+    def of(cls, faces: FaceParameters) -> Nose:
         """The noses of these faces."""
         big, sharp, child = faces.on("Big_Nose"), faces.on("Pointy_Nose"), faces.is_group("age", 0)
         width = faces.between("nose_width", 0.19, 0.225) + 0.01 * faces.is_group("gender", 0) - 0.03 * child
@@ -179,7 +176,7 @@ class Mouth:
     PLACE = 1.08
 
     @classmethod
-    def of(cls, faces: RenderedFaces) -> Mouth:
+    def of(cls, faces: FaceParameters) -> Mouth:
         """The mouths of these faces."""
         smile, pull, stretch = faces.on("Smiling"), faces.on("AU_12"), faces.on("AU_20")
         thick = (1 + 1.2 * faces.on("Big_Lips")) * (1 - 0.15 * stretch) * (1 - 0.1 * smile)
@@ -242,7 +239,7 @@ class Glasses:
     rim: Tensor
 
     @classmethod
-    def of(cls, faces: RenderedFaces) -> Glasses:
+    def of(cls, faces: FaceParameters) -> Glasses:
         """The glasses of these faces, or those that they would wear."""
         return cls(
             width=faces.between("glasses_shape", 0.34, 0.4),
@@ -270,7 +267,7 @@ class DoubleChin:
     chin: Tensor
 
     @classmethod
-    def of(cls, faces: RenderedFaces) -> DoubleChin:
+    def of(cls, faces: FaceParameters) -> DoubleChin:
         """The folds of these faces, or those that they would have."""
         return cls(Head.of(faces).chin)
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_hnd.dictionary.drawing import Box, bump, ellipse
-
-if TYPE_CHECKING:
-    from lightning_hnd.dictionary.faces import RenderedFaces
+from lightning_hnd.rendering.drawing import Box, bump, ellipse
+from lightning_hnd.rendering.parameters import FaceParameters
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ AGE_MARKS = (
 """The marks of apparent age."""
 
 
-def strength(faces: RenderedFaces) -> dict[Mark, Tensor]:
+def strength(faces: FaceParameters) -> dict[Mark, Tensor]:
     """How strongly each face shows each mark, ``[N, 1, 1]`` by mark."""
     old = 0.85 * faces.is_group("age", 2) + 1.5 * faces.is_group("age", 3)
     aged = old * faces.between("wrinkles", 0.7, 1.1)
