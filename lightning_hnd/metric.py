@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,10 +47,17 @@ class DissectionMetric(Metric):
     - ``exemplar_image [U, E]`` int64, ``exemplar_map [U, E, h, w]``: the local images on which the unit
       fires and peaks highest, as positions in the dictionary, and its maps there; -1 and zeros after the last
 
-    The threshold needs every activation before a pixel can be counted. What can still exceed it is kept: with
-    ``num_local`` given, the ``k``-th largest value seen so far (``k`` from the quantile) only rises and never
-    passes the final threshold, so that maps at or below it are let go at once. Without ``num_local`` every
-    local map is kept. The result is the same to the last bit, and does not depend on the order of the images.
+    The threshold needs every activation before a pixel can be counted. There are two ways to it, which give the same
+    numbers to the last bit, whatever the order of the images:
+
+    - *One pass.* Maps that can still exceed the threshold are kept. With ``num_local`` given, the ``k``-th largest
+      value seen so far (``k`` from the quantile) only rises and never passes the final threshold, so that maps at or
+      below it are let go at once.
+    - *Two passes.* After :meth:`let_go`, at any time before the end of the first pass, no map is kept. Then
+      :meth:`fix_thresholds` is called and the same batches are given to :meth:`update` again, to be counted.
+
+    With several processes each counts the maps of its own images; what they exchange are each unit's peaks and largest
+    values, and sums.
 
     Args:
         ontology: The concepts that the batches speak of.
@@ -81,21 +89,18 @@ class DissectionMetric(Metric):
     index: list[Tensor]
     source: list[Tensor]
     group: list[Tensor]
+    carried: list[Tensor]
     peak: list[Tensor]
-    trough: list[Tensor]
+    low: list[Tensor]
     top: list[Tensor]
-    maps: list[Tensor]
-    map_unit: list[Tensor]
-    map_image: list[Tensor]
-    mask_box: list[Tensor]
-    mask_words: list[Tensor]
-    mask_image: list[Tensor]
-    mask_concept: list[Tensor]
+    threshold: list[Tensor]
+    exemplar_image: list[Tensor]
+    counted: list[Tensor]
+    counts: list[Tensor]
+    exemplar_map: list[Tensor]
 
-    _STATES = (
-        *("index", "source", "group", "peak", "trough", "top"),
-        *("maps", "map_unit", "map_image", "mask_box", "mask_words", "mask_image", "mask_concept"),
-    )
+    _FIRST_PASS = ("index", "source", "group", "carried", "peak", "low", "top")
+    _COUNTING = ("threshold", "exemplar_image", "counted", "counts", "exemplar_map")
 
     def __init__(
         self,
@@ -112,10 +117,22 @@ class DissectionMetric(Metric):
         self.quantile = quantile
         self.num_local = num_local
         self.num_exemplars = num_exemplars
-        self._map_shape: tuple[int, ...] = ()
-        self._mask_size: tuple[int, int] = (0, 0)
-        for name in self._STATES:
+        for name in (*self._FIRST_PASS, *self._COUNTING):
             self.add_state(name, [], dist_reduce_fx="cat")
+        self._begin()
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        super().reset()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._map_shape: tuple[int, ...] = ()
+        self._twice = False
+        self._kept: list[_Kept] = []
+        self._kept_before = 0
+
+    # ---------------------------------------------------------------------------------------------------- first pass
 
     def update(self, activations: Tensor, batch: DictionaryBatch) -> None:
         """Takes in one batch.
@@ -128,100 +145,119 @@ class DissectionMetric(Metric):
             ValueError: If the shape is not that of maps of these images, or differs from the last batch's, or
                 a value is not finite.
         """
-        maps = self._checked(activations, batch)
+        maps = self._shaped(activations, batch)
         local = batch.source >= 0
-        flat = maps.flatten(2)
-        peak = flat.amax(-1)
+        peak, trough = maps.flatten(2).amax(-1), maps.flatten(2).amin(-1)
+        _require_finite(peak, trough)
+        if self._twice and len(self.threshold):
+            self._count(self._keep(maps, torch.ones_like(peak, dtype=torch.bool) & local[:, None], batch))
+            self.counted.append(batch.index[local])
+            return
         self.index.append(batch.index)
         self.source.append(batch.source)
         self.group.append(batch.group)
+        concepts = torch.zeros(len(batch.index), len(self.ontology.local), dtype=torch.bool, device=maps.device)
+        concepts[batch.mask_image, batch.mask_concept] = True
+        self.carried.append(concepts)
         self.peak.append(peak)
-        self.trough.append(flat.amin(-1))
-        cut = batch.masks.cut((maps.shape[2], maps.shape[3])).to(maps.device)
-        self.mask_box.append(cut.box)
-        self.mask_words.append(cut.words)
-        self.mask_image.append(batch.index[batch.mask_image])
-        self.mask_concept.append(batch.mask_concept)
-        self._keep_what_can_fire(maps[local], peak[local], batch.index[local])
+        self.low = [torch.stack([*self.low, _lowest(trough, batch)]).amin(0)]
+        floor = self._raise_floor(maps[local])
+        if not self._twice:
+            for name in self._COUNTING:  # of an earlier compute(): there is more now
+                setattr(self, name, [])
+            self._kept.append(self._keep(maps, (peak > floor) & local[:, None], batch))
+            self._drop_below(floor)
 
-    def _checked(self, activations: Tensor, batch: DictionaryBatch) -> Tensor:
+    def _shaped(self, activations: Tensor, batch: DictionaryBatch) -> Tensor:
         if activations.ndim != 4 or activations.shape[0] != len(batch.index):
             raise ValueError(
                 f"activations must be [{len(batch.index)}, U, h, w], a map of each unit for each image of the "
                 f"batch, got {list(activations.shape)}"
             )
-        if not self.peak:
-            self._map_shape, self._mask_size = tuple(activations.shape[1:]), batch.size
+        if not self._map_shape:
+            self._map_shape = tuple(activations.shape[1:])
         elif self._map_shape != tuple(activations.shape[1:]):
             raise ValueError(f"maps [U, h, w] were {list(self._map_shape)} and are now {list(activations.shape[1:])}")
         maps = activations.detach()
-        maps = maps if maps.dtype == torch.float64 else maps.float()
-        finite = maps.isfinite().flatten(2).all(-1).all(0)
-        if not bool(finite.all()):
-            bad = (~finite).nonzero().flatten().tolist()
-            raise ValueError(
-                f"{len(bad)} of {len(finite)} units have activations that are NaN or infinite (the first is unit "
-                f"{bad[0]}); the model has diverged, or its input is not what it was made for"
-            )
-        return maps
+        return maps if maps.dtype == torch.float64 else maps.float()
 
-    def _keep_what_can_fire(self, maps: Tensor, peak: Tensor, index: Tensor) -> None:
-        units, height, width = self._map_shape
-        if not self.num_local:
-            floor = peak.new_full((units,), -torch.inf)
-        else:
-            k, _ = order_statistic(self.num_local * height * width, self.quantile)
-            values = torch.cat([*(top.t() for top in self.top), maps.transpose(0, 1).flatten(1)], dim=1)
-            top = values.topk(min(k, values.shape[1]), dim=1, sorted=False).values
-            self.top = [top.t().contiguous()]
-            floor = top.amin(1) if top.shape[1] == k else peak.new_full((units,), -torch.inf)
-        image, unit = (peak > floor).nonzero(as_tuple=True)
-        self.maps.append(maps[image, unit])
-        self.map_unit.append(unit)
-        self.map_image.append(index[image])
-        # the floor has risen: once in a while, let go what it has passed
-        if len(self.maps) > 1 and sum(map(len, self.maps[1:])) > len(self.maps[0]):
-            kept, unit = torch.cat(self.maps), torch.cat(self.map_unit)
-            alive = kept.flatten(1).amax(-1) > floor[unit]
-            self.maps, self.map_unit = [kept[alive]], [unit[alive]]
-            self.map_image = [torch.cat(self.map_image)[alive]]
+    def _raise_floor(self, maps: Tensor) -> Tensor:
+        """Takes local maps into each unit's largest values; no threshold will lie below what it returns: ``[U]``."""
+        values = maps.transpose(0, 1).flatten(1)
+        nothing = values.new_full(values.shape[:1], -torch.inf)
+        if self.num_local is None:
+            self.top.append(values.t())
+            return nothing
+        k, _ = order_statistic(max(1, self.num_local * maps.shape[2] * maps.shape[3]), self.quantile)
+        values = torch.cat([*(top.t() for top in self.top), values], dim=1)
+        top = values.topk(min(k, values.shape[1]), dim=1, sorted=False).values
+        self.top = [top.t().contiguous()]
+        return top.amin(1) if top.shape[1] == k else nothing
 
-    def compute(self) -> dict[str, Tensor]:
-        """The statistics, as the class describes them.
+    def _keep(self, maps: Tensor, which: Tensor, batch: DictionaryBatch) -> _Kept:
+        image, unit = which.nonzero(as_tuple=True)
+        cut = batch.masks.cut((maps.shape[2], maps.shape[3])).to(maps.device)
+        return _Kept(
+            maps[image, unit], unit, batch.index[image], cut, batch.index[batch.mask_image], batch.mask_concept
+        )
+
+    def _drop_below(self, floor: Tensor) -> None:
+        # once in a while, for it looks at all of them
+        if self.kept_bytes > 2 * self._kept_before:
+            self._kept = [kept.select(kept.maps.flatten(1).amax(1) > floor[kept.unit]) for kept in self._kept]
+            self._kept_before = self.kept_bytes
+
+    # ------------------------------------------------------------------------------------------------------ counting
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of the maps that are kept for counting."""
+        return sum(kept.maps.numel() * kept.maps.element_size() for kept in self._kept)
+
+    def let_go(self) -> None:
+        """Drops the maps and keeps none from now on: the images will be seen a second time."""
+        self._twice = True
+        self._kept = []
+
+    def fix_thresholds(self) -> None:
+        """Ends the first pass. Called by :meth:`compute`; with two passes call it between them, in all processes.
 
         Raises:
             ValueError: If there were not as many local images as ``num_local`` said, or no image at all.
         """
-        if not len(self.index):
-            raise ValueError("the metric has seen no image; call update() on each batch of the dictionary first")
-        states = {name: getattr(self, name) for name in self._STATES}  # lists of tensors, or tensors once synced
-        state = {name: dim_zero_cat(value) for name, value in states.items() if len(value)}
-        local = state["source"] >= 0
-        seen = int(local.sum())
-        if self.num_local is not None and seen != self.num_local:
-            raise ValueError(f"the metric has seen {seen} images with local labels; {self.num_local} expected")
-        peak, trough = state["peak"], state["trough"]
-        threshold = self._threshold(state, seen)
-        overlap, exemplars = self._overlap(state, threshold)
-        concepts = len(self.ontology.local)
-        carries = torch.zeros(int(state["index"].max()) + 1, concepts, dtype=torch.bool, device=peak.device)
-        carries[state["mask_image"], state["mask_concept"]] = True
-        carries = carries[state["index"]]
-        low, high = (trough[local].amin(0), peak[local].amax(0)) if seen else (peak[0] * 0, peak[0] * 0)
-        region = torch.tensor(self.ontology.concept_region, device=peak.device)
-        return {
-            "threshold": threshold,
-            "low": low,
-            "high": high,
-            "dead": trough.amin(0) == peak.amax(0),
-            **overlap._asdict(),
-            "iou_labelled": overlap.iou(),
-            "iou_firing": overlap.iou(firing_only=True),
-            "response": concept_response(peak[local], low, high, carries[local], region),
-            **self._groups(peak, trough, state["group"]),
-            "images_per_concept": carries.sum(0),
-            **exemplars,
-        }
+        if len(self.threshold):
+            return
+        super().sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
+        try:
+            state = self._state(self._FIRST_PASS)
+            local = self._local(state)
+            threshold = self._threshold(state, int(local.sum()))
+            exemplar_image = self._exemplars(state["peak"][local], state["index"][local], threshold)
+        finally:
+            if self._is_synced:
+                self.unsync()
+        units, concepts = len(threshold), len(self.ontology.local)
+        self.threshold, self.exemplar_image = [threshold], [exemplar_image]
+        self.counts = [torch.zeros(1, 4, units, concepts, dtype=torch.int64, device=threshold.device)]
+        self.exemplar_map = [state["peak"].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
+        for kept in self._kept:
+            self._count(kept)
+
+    def _count(self, kept: _Kept) -> None:
+        self.counts[0] += torch.stack(
+            count_overlap(
+                kept.maps,
+                kept.unit,
+                kept.image,
+                self.threshold[0],
+                kept.masks,
+                kept.mask_image,
+                kept.mask_concept,
+                len(self.ontology.local),
+            )
+        )
+        place = (self.exemplar_image[0][kept.unit] == kept.image[:, None]).nonzero()
+        self.exemplar_map[0][0, kept.unit[place[:, 0]], place[:, 1]] = kept.maps[place[:, 0]]
 
     def _threshold(self, state: dict[str, Tensor], seen: int) -> Tensor:
         units, height, width = self._map_shape
@@ -229,45 +265,79 @@ class DissectionMetric(Metric):
         if seen == 0:  # nothing local to measure with: no unit fires
             return state["peak"].new_full((units,), torch.inf, dtype=torch.float64)
         k, _ = order_statistic(num_values, self.quantile)
-        if self.num_local is None:  # then every local map was kept, all units of one image together
-            values = state["maps"].view(seen, units, -1).transpose(0, 1).flatten(1)
-        else:
-            values = state["top"].view(-1, units).t()
-        return quantile_from_top(values.topk(k, dim=1).values, num_values, self.quantile)
+        return quantile_from_top(state["top"].t().topk(k, dim=1).values, num_values, self.quantile)
 
-    def _overlap(self, state: dict[str, Tensor], threshold: Tensor) -> tuple[Overlap, dict[str, Tensor]]:
-        maps, unit, image = state["maps"], state["map_unit"], state["map_image"]
-        peak = maps.flatten(1).amax(-1)
-        fires = peak > threshold[unit]
-        maps, unit, image, peak = maps[fires], unit[fires], image[fires], peak[fires]
-        overlap = count_overlap(
-            maps,
-            unit,
-            image,
-            threshold,
-            CutMasks(state["mask_box"], state["mask_words"], self._mask_size),
-            state["mask_image"],
-            state["mask_concept"],
-            len(self.ontology.local),
-        )
-        return overlap, self._exemplars(maps, unit, image, peak)
-
-    def _exemplars(self, maps: Tensor, unit: Tensor, image: Tensor, peak: Tensor) -> dict[str, Tensor]:
-        units, height, width = self._map_shape
-        order = image.argsort()  # by unit, then falling peak, then image
-        order = order[peak[order].argsort(descending=True, stable=True)]
+    def _exemplars(self, peak: Tensor, index: Tensor, threshold: Tensor) -> Tensor:
+        """The images ``[N]`` on which each unit fires and peaks highest, the earlier first among equals: ``[U, E]``."""
+        result = index.new_full((peak.shape[1], self.num_exemplars), -1)
+        count = min(self.num_exemplars, len(index))
+        if count == 0:
+            return result
+        least = peak.topk(count, dim=0).values[-1]
+        image, unit = ((peak >= least) & (peak > threshold)).nonzero(as_tuple=True)
+        order = index[image].argsort()  # by unit, then falling peak, then image
+        order = order[peak[image, unit][order].argsort(descending=True, stable=True)]
         order = order[unit[order].argsort(stable=True)]
-        count = torch.bincount(unit, minlength=units)
-        rank = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[unit[order]]
-        order, rank = order[rank < self.num_exemplars], rank[rank < self.num_exemplars]
-        where = unit[order], rank
-        exemplar_image = image.new_full((units, self.num_exemplars), -1)
-        exemplar_image[where] = image[order]
-        exemplar_map = maps.new_zeros((units, self.num_exemplars, height, width))
-        exemplar_map[where] = maps[order]
-        return {"exemplar_image": exemplar_image, "exemplar_map": exemplar_map}
+        image, unit = image[order], unit[order]
+        every = torch.bincount(unit, minlength=peak.shape[1])
+        rank = torch.arange(len(unit), device=unit.device) - (every.cumsum(0) - every)[unit]
+        first = rank < count
+        result[unit[first], rank[first]] = index[image[first]]
+        return result
 
-    def _groups(self, peak: Tensor, trough: Tensor, group: Tensor) -> dict[str, Tensor]:
+    # -------------------------------------------------------------------------------------------------------- result
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """As in :class:`torchmetrics.Metric`; before it, each process counts its own images."""
+        self.fix_thresholds()
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The statistics, as the class describes them.
+
+        Raises:
+            ValueError: If there were not as many local images as ``num_local`` said, or no image at all, or the second
+                of two passes saw other images than the first.
+        """
+        state = self._state((*self._FIRST_PASS, *self._COUNTING))
+        local = self._local(state)
+        peak, carries = state["peak"], state["carried"]
+        if self._twice and not torch.equal(*(x.sort().values for x in (state["counted"], state["index"][local]))):
+            raise ValueError("the second pass must show the same images as the first, each once")
+        low = state["low"].view(-1, 2 + len(self.ontology.global_), peak.shape[1]).amin(0)
+        low_local, high = (low[1], peak[local].amax(0)) if bool(local.any()) else (peak[0] * 0, peak[0] * 0)
+        region = torch.tensor(self.ontology.concept_region, device=peak.device)
+        overlap = Overlap(*state["counts"].sum(0))
+        return {
+            "threshold": state["threshold"][: peak.shape[1]],  # all processes found the same
+            "low": low_local,
+            "high": high,
+            "dead": low[0] == peak.amax(0),
+            **overlap._asdict(),
+            "iou_labelled": overlap.iou(),
+            "iou_firing": overlap.iou(firing_only=True),
+            "response": concept_response(peak[local], low_local, high, carries[local], region),
+            **self._groups(peak, low[2:], state["group"]),
+            "images_per_concept": carries.sum(0),
+            "exemplar_image": state["exemplar_image"][: peak.shape[1]],
+            "exemplar_map": state["exemplar_map"].sum(0),
+        }
+
+    def _state(self, names: Sequence[str]) -> dict[str, Tensor]:
+        if not len(self.index):
+            raise ValueError("the metric has seen no image; call update() on each batch of the dictionary first")
+        states = {name: getattr(self, name) for name in names}  # lists of tensors, or tensors once synced
+        return {name: dim_zero_cat(value) for name, value in states.items() if len(value)}
+
+    def _local(self, state: dict[str, Tensor]) -> Tensor:
+        local = state["source"] >= 0
+        if self.num_local is not None and int(local.sum()) != self.num_local:
+            raise ValueError(
+                f"the metric has seen {int(local.sum())} images with local labels; {self.num_local} expected"
+            )
+        return local
+
+    def _groups(self, peak: Tensor, low: Tensor, group: Tensor) -> dict[str, Tensor]:
         probability, count = [], []
         for k, concept in enumerate(self.ontology.global_):
             shown = group[:, k] >= 0
@@ -276,10 +346,49 @@ class DissectionMetric(Metric):
             if len(of_concept) == 0:
                 probability.append(peak.new_zeros((peak.shape[1], groups), dtype=torch.float64))
                 continue
-            low, high = trough[shown].amin(0), peak[shown].amax(0)
-            probability.append(group_affinity(peak[shown], low, high, of_concept, groups))
+            probability.append(group_affinity(peak[shown], low[k], peak[shown].amax(0), of_concept, groups))
         none = group.new_zeros(0)
         return {
             "group_probability": torch.cat([*probability, none.new_zeros(peak.shape[1], 0).double()], dim=1),
             "images_per_group": torch.cat([*count, none]),
         }
+
+
+class _Kept(NamedTuple):
+    """Maps of one batch that may fire, and the masks of its images.
+
+    Attributes:
+        maps: ``[R, h, w]``.
+        unit: ``[R]`` int64.
+        image: ``[R]`` int64, positions in the dictionary.
+        masks: ``M`` masks.
+        mask_image: ``[M]`` int64, positions in the dictionary.
+        mask_concept: ``[M]`` int64.
+    """
+
+    maps: Tensor
+    unit: Tensor
+    image: Tensor
+    masks: CutMasks
+    mask_image: Tensor
+    mask_concept: Tensor
+
+    def select(self, which: Tensor) -> _Kept:
+        """Some of the maps."""
+        return self._replace(maps=self.maps[which], unit=self.unit[which], image=self.image[which])
+
+
+def _lowest(trough: Tensor, batch: DictionaryBatch) -> Tensor:
+    """Each unit's least activation over all images, the local ones and those of each global concept: ``[2 + K, U]``."""
+    sets = [torch.ones_like(batch.source, dtype=torch.bool), batch.source >= 0, *(batch.group >= 0).unbind(1)]
+    return torch.stack([trough.masked_fill(~some[:, None], torch.inf).amin(0) for some in sets])
+
+
+def _require_finite(peak: Tensor, trough: Tensor) -> None:
+    finite = (peak.isfinite() & trough.isfinite()).all(0)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero().flatten().tolist()
+        raise ValueError(
+            f"{len(bad)} of {len(finite)} units have activations that are NaN or infinite (the first is unit "
+            f"{bad[0]}); the model has diverged, or its input is not what it was made for"
+        )

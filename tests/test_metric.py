@@ -154,7 +154,47 @@ def test_pruning_keeps_little() -> None:
     metric = DissectionMetric(num_local=dictionary.num_local)
     maps = torch.randn(len(dictionary), UNITS, *CELLS, generator=torch.Generator().manual_seed(0))
     run(metric, dictionary, maps, batch_size=6)
-    assert sum(map(len, metric.maps)) < dictionary.num_local * UNITS / 3
+    assert metric.kept_bytes < maps.nbytes / 3 * dictionary.num_local / len(dictionary)
+
+
+def twice(metric: DissectionMetric, dictionary: FaceDictionary, maps: Tensor, batch_size: int) -> dict[str, Tensor]:
+    """Two passes, the maps let go in the middle of the first."""
+    for batch in dictionary.batches(batch_size):
+        metric.update(maps[batch.index], batch)
+        if batch.index[0] >= batch_size:
+            metric.let_go()
+    assert metric.kept_bytes == 0
+    metric.fix_thresholds()
+    return run(metric, dictionary, maps, batch_size)
+
+
+@pytest.mark.parametrize("quantile", [0.005, 0.3])
+def test_two_passes_give_what_one_gives(dictionary: FaceDictionary, quantile: float) -> None:
+    maps = activations(dictionary)
+    one = run(DissectionMetric(quantile=quantile), dictionary, maps, batch_size=5)
+    for num_local in (None, dictionary.num_local):
+        metric = DissectionMetric(quantile=quantile, num_local=num_local)
+        assert_same(twice(metric, dictionary, maps, 5), one)
+        metric.reset()
+        assert_same(run(metric, dictionary, maps, 5), one)
+
+
+def test_a_second_pass_over_other_images_is_refused(dictionary: FaceDictionary) -> None:
+    maps, metric = activations(dictionary), DissectionMetric(num_local=dictionary.num_local)
+    twice(metric, dictionary, maps, 5)
+    with pytest.raises(ValueError, match="the second pass must show the same images as the first, each once"):
+        run(metric, dictionary, maps, 5)
+
+
+def test_more_batches_may_follow_a_result(dictionary: FaceDictionary) -> None:
+    maps, metric = activations(dictionary), DissectionMetric()
+    batches = list(dictionary.batches(5))
+    for batch in batches[:2]:
+        metric.update(maps[batch.index], batch)
+    metric.compute()
+    for batch in batches[2:]:
+        metric.update(maps[batch.index], batch)
+    assert_same(metric.compute(), run(DissectionMetric(), dictionary, maps, 5))
 
 
 def test_the_order_of_the_images_does_not_matter(dictionary: FaceDictionary) -> None:
@@ -177,7 +217,7 @@ def test_reset_clone_and_pickle(dictionary: FaceDictionary) -> None:
     assert_same(pickle.loads(pickle.dumps(metric)).compute(), first)
     twin = metric.clone()
     metric.reset()
-    assert metric.maps == []
+    assert metric.kept_bytes == 0
     assert_same(twin.compute(), first)
     other = torch.randn(len(dictionary), 3, 2, 2)  # another shape is another layer's: fine after a reset
     assert run(metric, dictionary, other, 8)["threshold"].shape == (3,)
@@ -210,7 +250,7 @@ def test_activations_are_released_from_the_graph(dictionary: FaceDictionary) -> 
     batch = next(dictionary.batches(8))
     metric = DissectionMetric()
     metric.update(activations(dictionary)[:8].requires_grad_(), batch)
-    assert not any(state.requires_grad for state in metric.maps + metric.peak)
+    assert not any(state.requires_grad for state in metric.top + metric.peak + [kept.maps for kept in metric._kept])
 
 
 def sync_worker(rank: int, world: int, path: str) -> None:
@@ -222,6 +262,13 @@ def sync_worker(rank: int, world: int, path: str) -> None:
         for batch in dictionary.batches(5, shard=rank, num_shards=world):
             metric.update(maps[batch.index], batch)
         torch.save(metric.compute(), f"{path}/{num_local}-{rank}.pt")
+    metric = DissectionMetric(num_local=dictionary.num_local)
+    for _ in range(2):
+        for batch in dictionary.batches(5, shard=rank, num_shards=world):
+            metric.update(maps[batch.index], batch)
+        metric.let_go()
+        metric.fix_thresholds()
+    torch.save(metric.compute(), f"{path}/twice-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -229,7 +276,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(sync_worker, (2, str(tmp_path)), nprocs=2)
     dictionary = random_dictionary()
     one = run(DissectionMetric(num_local=dictionary.num_local), dictionary, activations(dictionary), 5)
-    for name in ("None-0", "None-1", "16-0", "16-1"):
+    for name in ("None-0", "None-1", "16-0", "16-1", "twice-0", "twice-1"):
         two = torch.load(tmp_path / f"{name}.pt", weights_only=True)
         for name in ("threshold", "intersection", "firing", "mask", "mask_firing", "exemplar_image"):
             assert torch.equal(two[name], one[name]), name

@@ -59,13 +59,16 @@ class PackedMasks:
     def cut(self, cells: tuple[int, int]) -> CutMasks:
         """The masks in the words of maps of ``cells = (h, w)``; cut at the first call, remembered from then on."""
         if self._whole is not None:
-            whole, rows = self._whole.cut(cells), slice(self._first, self._first + len(self))
-            begin, end = whole.begin[[rows.start, rows.stop]].tolist()
-            return CutMasks(whole.box[rows], whole.words[begin:end], self.size)
+            return self._whole.cut(cells)[self._first : self._first + len(self)]
         if cells not in self._cut:
-            grid = TileGrid.of(cells, self.size, torch.empty(0))
+            grid = TileGrid.of(cells, self.size)
             starts = range(0, max(len(self), 1), _CHUNK)
             parts = [cut_masks(self[start : start + _CHUNK].dense(), grid) for start in starts]
-            box, words = torch.cat([part.box for part in parts]), torch.cat([part.words for part in parts])
-            self._cut[cells] = CutMasks(box, words, self.size)
+            self._cut[cells] = CutMasks(
+                torch.cat([part.mask + start for start, part in zip(starts, parts, strict=True)]),
+                torch.cat([part.place for part in parts]),
+                torch.cat([part.words for part in parts]),
+                torch.cat([part.area for part in parts]),
+                self.size,
+            )
         return self._cut[cells]

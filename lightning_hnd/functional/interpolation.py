@@ -57,11 +57,28 @@ def axis_position(cells: int, pixels: int, like: Tensor) -> tuple[Tensor, Tensor
         ``gap [pixels]`` int64: the pixel lies between cells ``gap - 1`` and ``gap`` (cells at the border
         repeat); ``t [pixels]``: how far from the first to the second, in [0, 1).
     """
-    # in whole numbers (pixel + 1/2) * cells / pixels - 1/2 = numerator / (2 * pixels): floor and t are exact
+    # in whole numbers (pixel + 1/2) * cells / pixels - 1/2 = numerator / (2 * pixels): the floor is exact, t is
+    # rounded once
     numerator = (2 * torch.arange(pixels, device=like.device) + 1) * cells - pixels
     low = numerator.div(2 * pixels, rounding_mode="floor")
-    t = (numerator - low * 2 * pixels).double() / (2 * pixels)
-    return low + 1, t.to(like.dtype)
+    return low + 1, as_fraction((numerator - low * 2 * pixels).to(like.dtype), pixels)
+
+
+def as_fraction(numerator: Tensor, pixels: int) -> Tensor:
+    """Divides by ``2 * pixels``, rounding once on every device."""
+    # by a tensor: CUDA multiplies by the reciprocal of a plain number, which rounds twice
+    return numerator / torch.full((), 2 * pixels, dtype=numerator.dtype, device=numerator.device)
+
+
+def axis_pixels(cells: int, pixels: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """The pixels of each gap between cells, along one axis, as :func:`axis_position` places them.
+
+    Returns:
+        The first pixel of each gap and how many there are, ``[cells + 1]`` int64 each.
+    """
+    gap, _ = axis_position(cells, pixels, torch.empty(0, device=device))
+    count = torch.bincount(gap, minlength=cells + 1)
+    return count.cumsum(0) - count, count
 
 
 def lerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:

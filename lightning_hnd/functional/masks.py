@@ -3,56 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.tiles import TileGrid
+from lightning_hnd.functional.tiles import TileGrid, count_bits
 
 
 @dataclass(frozen=True)
 class CutMasks:
-    """Masks in the words of a :class:`~lightning_hnd.functional.tiles.TileGrid`, each within its bounding box.
+    """Masks in the words of a :class:`~lightning_hnd.functional.tiles.TileGrid`, where they have any pixel.
 
     Attributes:
-        box: ``[M, 4]`` int64: first row of tiles, first block, rows of tiles, blocks.
-        words: ``[S, K / 4]`` int64, the words of each box row by row, one mask after the other.
+        mask: ``[S]`` int32, the mask that each piece is of, ascending.
+        place: ``[S]`` int32, the block that it lies in, ascending for each mask.
+        words: ``[S, K / 4]`` int64.
+        area: ``[M]`` int64, pixels of each mask.
         size: ``(H, W)`` of the masks.
     """
 
-    box: Tensor
+    mask: Tensor
+    place: Tensor
     words: Tensor
+    area: Tensor
     size: tuple[int, int]
 
     def to(self, device: torch.device) -> CutMasks:
         """The same on ``device``."""
-        return CutMasks(self.box.to(device), self.words.to(device), self.size)
+        return CutMasks(
+            self.mask.to(device), self.place.to(device), self.words.to(device), self.area.to(device), self.size
+        )
 
-    @cached_property
-    def begin(self) -> Tensor:
-        """``[M + 1]`` int64: where the words of each mask begin, and at the end how many there are."""
-        return torch.nn.functional.pad((self.box[:, 2] * self.box[:, 3]).cumsum(0), (1, 0))
+    def __getitem__(self, rows: slice) -> CutMasks:
+        """Consecutive masks, numbered anew."""
+        first, last, _ = rows.indices(len(self.area))
+        begin, end = torch.searchsorted(self.mask, torch.tensor([first, last], dtype=torch.int32)).tolist()
+        return CutMasks(
+            self.mask[begin:end] - first, self.place[begin:end], self.words[begin:end], self.area[first:last], self.size
+        )
 
 
 def cut_masks(masks: Tensor, grid: TileGrid) -> CutMasks:
-    """Cuts dense masks ``[M, H, W]`` bool into the words of a grid."""
+    """Cuts dense masks ``[M, H, W]`` bool, in main memory, into the words of a grid."""
     words = grid.words_of(masks)
-    some = (words != 0).any(-1)
-    box = torch.stack([*_extent(some.any(2)), *_extent(some.any(1))], dim=1)[:, [0, 2, 1, 3]]
-    inside = (
-        _within(box[:, 0], box[:, 2], some.shape[1])[:, :, None] & _within(box[:, 1], box[:, 3], some.shape[2])[:, None]
-    )
-    return CutMasks(box, words[inside], grid.size)
-
-
-def _extent(some: Tensor) -> tuple[Tensor, Tensor]:
-    """First place and number of places from the first that is on to the last: ``[M]`` each."""
-    first = some.int().argmax(1)
-    last = some.shape[1] - some.flip(1).int().argmax(1)
-    return first, torch.where(some.any(1), last - first, 0)
-
-
-def _within(first: Tensor, count: Tensor, length: int) -> Tensor:
-    place = torch.arange(length, device=first.device)
-    return (place >= first[:, None]) & (place < (first + count)[:, None])
+    mask, place = (words != 0).any(-1).nonzero(as_tuple=True)
+    words = words[mask, place]
+    area = torch.zeros(len(masks), dtype=torch.int64).index_add_(0, mask, count_bits(words).sum(-1))
+    return CutMasks(mask.int(), place.int(), words, area, grid.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from lightning_hnd.functional.interpolation import floor_to
 from lightning_hnd.functional.masks import CutMasks, cut_masks
-from lightning_hnd.functional.tiles import TileGrid, count_bits, firing_words
+from lightning_hnd.functional.tiles import TileGrid, active_blocks, count_bits, firing_runs
+
+_CELLS = 2**20  # blocks looked at together,
+_BLOCKS = 2**14  # ... and pixels counted in: large enough for the cost of a call, small enough for the caches
 
 
 class Overlap(NamedTuple):
@@ -86,11 +90,12 @@ def concept_iou(
     _validate_masks(masks, mask_image, mask_concept, num_images, num_concepts)
     if thresholds.shape != (num_units,):
         raise ValueError(f"thresholds must be [{num_units}], one for each unit, got {tuple(thresholds.shape)}")
-    image, unit = (activations.flatten(2).amax(-1) > thresholds).nonzero(as_tuple=True)
-    grid = TileGrid.of((activations.shape[2], activations.shape[3]), (masks.shape[1], masks.shape[2]), activations)
-    cut = cut_masks(masks, grid)
-    maps = activations[image, unit]
-    overlap = count_overlap(maps, unit, image, thresholds, cut, mask_image, mask_concept, num_concepts)
+    image, unit = torch.ones(num_images, num_units, device=activations.device).nonzero(as_tuple=True)
+    grid = TileGrid.of((activations.shape[2], activations.shape[3]), (masks.shape[1], masks.shape[2]))
+    cut = cut_masks(masks.cpu(), grid).to(activations.device)
+    overlap = count_overlap(
+        activations.flatten(0, 1), unit, image, thresholds, cut, mask_image, mask_concept, num_concepts
+    )
     return overlap.iou(firing_only=firing_only)
 
 
@@ -122,44 +127,92 @@ def count_overlap(
     Returns:
         The counts.
     """
-    num_units = thresholds.shape[0]
+    device, num_units = maps.device, thresholds.shape[0]
     level = floor_to(thresholds.double(), maps.dtype)[map_unit]
-    grid = TileGrid.of((maps.shape[1], maps.shape[2]), masks.size, maps)
-    owner = torch.arange(len(masks.box), device=maps.device).repeat_interleave(masks.begin.diff())
-    mask_area = torch.zeros_like(mask_image).index_add_(0, owner, count_bits(masks.words).sum(-1))
+    grid = TileGrid.of((maps.shape[1], maps.shape[2]), masks.size, device)
+    fires = (maps.flatten(1).amax(1) > level).nonzero().flatten()
+    fires = fires[map_image[fires].argsort(stable=True)]
+    pieces = _Pieces.of(masks, mask_image, mask_concept, grid)
     order = mask_image.argsort(stable=True)
-    mask_image, mask_concept, mask_area = mask_image[order], mask_concept[order], mask_area[order]
-    top, left, rows, blocks = masks.box[order].unbind(1)
-    begin = masks.begin[:-1][order]
+    concept, area_of_mask = mask_concept[order], masks.area[order]
+    num_images = 1 + int(torch.cat([map_image, mask_image, map_image.new_zeros(1)]).max())
+    first_mask = _begins(mask_image, num_images)
 
-    counts = torch.zeros(3, num_units * num_concepts, dtype=torch.int64, device=maps.device)
-    step = max(1, 2**18 // (len(grid.row_t) * len(grid.block_gap)))  # what the processor's caches hold
-    for part in torch.arange(maps.shape[0], device=maps.device).split(step):
-        row, tile, block, words, pixels = firing_words(maps[part], level[part], grid)
-        area = torch.zeros_like(part).index_add_(0, row, pixels)
-        i, mask = _pairs(map_image[part][row], mask_image)
-        down, right = tile[i] - top[mask], block[i] - left[mask]
-        meets = (down >= 0) & (down < rows[mask]) & (right >= 0) & (right < blocks[mask])
-        i, mask, down, right = i[meets], mask[meets], down[meets], right[meets]
-        inside = count_bits(words[i] & masks.words[begin[mask] + down * blocks[mask] + right]).sum(-1)
-        counts[0].index_add_(0, map_unit[part][row[i]] * num_concepts + mask_concept[mask], inside)
-        fired, mask = _pairs(map_image[part], mask_image)
-        cell = map_unit[part][fired] * num_concepts + mask_concept[mask]
-        counts[1:].index_add_(1, cell, torch.stack([area[fired], mask_area[mask] * (area[fired] > 0)]))
-
+    counts = torch.zeros(3, num_units * num_concepts, dtype=torch.int64, device=device)
+    intersection, firing, mask_firing = counts
+    for part in fires.split(max(1, _CELLS // grid.places)) if len(fires) else ():
+        area = torch.zeros_like(part)
+        row = map_unit[part] * num_concepts
+        for of_map, of_concept, inside in _inside(maps[part], level[part], map_image[part], pieces, grid, area):
+            intersection.index_add_(0, row[of_map] + of_concept, inside)
+        image = map_image[part]
+        i, mask = _expand(first_mask[image], first_mask[image + 1])
+        cell = row[i] + concept[mask]
+        firing.index_add_(0, cell, area[i])
+        mask_firing.index_add_(0, cell, torch.where(area[i] > 0, area_of_mask[mask], 0))
+    total = torch.zeros(num_concepts, dtype=torch.int64, device=device).index_add_(0, mask_concept, masks.area)
     intersection, firing, mask_firing = counts.view(3, num_units, num_concepts)
-    total = torch.zeros(num_concepts, dtype=torch.int64, device=maps.device).index_add_(0, mask_concept, mask_area)
     return Overlap(intersection, firing, total.expand(num_units, -1), mask_firing)
 
 
-def _pairs(map_image: Tensor, mask_image: Tensor) -> tuple[Tensor, Tensor]:
-    """All (map, mask) pairs of one image, as positions in the two lists; ``mask_image`` is sorted."""
-    first = torch.searchsorted(mask_image, map_image)
-    count = torch.searchsorted(mask_image, map_image, right=True) - first
-    row = torch.arange(map_image.shape[0], device=map_image.device).repeat_interleave(count)
-    begins = (count.cumsum(0) - count)[row]
-    mask = first[row] + torch.arange(row.shape[0], device=row.device) - begins
-    return row, mask
+class _Pieces(NamedTuple):
+    """What masks have in each block of each image.
+
+    Attributes:
+        key: ``[S]`` int64, ``image * places + place``, ascending.
+        concept: ``[S]`` int64.
+        words: ``[S, K / 4]`` int64.
+    """
+
+    key: Tensor
+    concept: Tensor
+    words: Tensor
+
+    @classmethod
+    def of(cls, masks: CutMasks, mask_image: Tensor, mask_concept: Tensor, grid: TileGrid) -> _Pieces:
+        """Brings the masks of an image together."""
+        mask = masks.mask.long()
+        key, order = (mask_image[mask] * grid.places + masks.place).sort(stable=True)
+        return cls(key, mask_concept[mask][order], masks.words[order])
+
+
+def _inside(
+    maps: Tensor, level: Tensor, image: Tensor, pieces: _Pieces, grid: TileGrid, area: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Counts what fires: in all into ``area``, and for map, concept and pixels inside the mask it gives lists.
+
+    Args:
+        maps: ``[R, h, w]``.
+        level: ``[R]``.
+        image: ``[R]`` int64, ascending.
+        pieces: The masks.
+        grid: The grid of the maps.
+        area: ``[R]`` int64, to add the firing pixels of each map to.
+    """
+    padded = torch.nn.functional.pad(maps.unsqueeze(1), (1, 1, 1, 1), mode="replicate").squeeze(1)
+    low, high = int(image[0]), int(image[-1]) + 1
+    begin, end = torch.searchsorted(pieces.key, image.new_tensor([low, high]) * grid.places).tolist()
+    first = begin + _begins(pieces.key[begin:end] - low * grid.places, (high - low) * grid.places)
+    for blocks in active_blocks(padded, level, grid).split(_BLOCKS):
+        runs = firing_runs(padded, level, blocks, grid)
+        area.index_add_(0, blocks.map, runs.pixels.long())
+        at = (image[blocks.map] - low) * grid.places + blocks.row * grid.blocks + blocks.block
+        masked = (first[at] < first[at + 1]).nonzero().flatten()
+        i, piece = _expand(first[at[masked]], first[at[masked] + 1])
+        inside = count_bits(runs.words(masked)[i] & pieces.words[piece]).sum(-1)
+        yield blocks.map[masked[i]], pieces.concept[piece], inside
+
+
+def _begins(key: Tensor, num_keys: int) -> Tensor:
+    """Where the rows of each key begin once they are sorted by it: ``[num_keys + 1]`` int64."""
+    return torch.nn.functional.pad(torch.bincount(key, minlength=num_keys).cumsum(0), (1, 0))
+
+
+def _expand(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """The members of ranges: for each the position of its range, and itself."""
+    count = end - begin
+    i = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    return i, torch.arange(len(i), device=i.device) + (begin - count.cumsum(0) + count)[i]
 
 
 def _validate_masks(
