@@ -19,7 +19,7 @@ from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.model_input import InputStatistics, find_images, mismatch
 from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_unknown
-from lightning_hnd.pipeline import ForwardFn, choose_layers, describe, measure
+from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, measure
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
 from lightning_hnd.report.keys import keys, prefix
@@ -84,6 +84,7 @@ class HNDCallback(Callback):
         forward_fn: From the LightningModule and images to anything: one forward pass, where
             ``pl_module(images)`` is not it.
         batch_size: Dictionary images in a batch.
+        budget: Bytes that maps in which units may fire may take; see :func:`~lightning_hnd.dissect`.
 
     Raises:
         ValueError: If a value is out of range, or ``size``, ``mean`` or ``std`` is given beside a FaceDictionary,
@@ -112,11 +113,14 @@ class HNDCallback(Callback):
         grid: Grid | None = None,
         forward_fn: ForwardFn | None = None,
         batch_size: int = 64,
+        budget: int = BUDGET,
     ) -> None:
         self.rule = Rule(quantile, iou_threshold, firing_only)
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if budget < 0:
+            raise ValueError(f"budget must not be negative, got {budget}")
         if isinstance(dictionary, FaceDictionary):
             for name, given in (("size", size), ("mean", mean), ("std", std)):
                 if given is not None:
@@ -132,6 +136,7 @@ class HNDCallback(Callback):
         self._grid = grid
         self._forward_fn = forward_fn
         self._batch_size = batch_size
+        self._budget = budget
         self._begin()
 
     def _begin(self) -> None:
@@ -300,6 +305,7 @@ class HNDCallback(Callback):
                 grid=self._grid,
                 forward_fn=self._forward_fn,
                 batch_size=self._batch_size,
+                budget=self._budget,
                 progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
                 context=context,
             )

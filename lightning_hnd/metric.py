@@ -214,6 +214,11 @@ class DissectionMetric(Metric):
         """Memory of the maps that are kept for counting."""
         return sum(kept.maps.numel() * kept.maps.element_size() for kept in self._kept)
 
+    @property
+    def needs_second_pass(self) -> bool:
+        """Whether the images must be seen a second time: :meth:`let_go` was called."""
+        return self._twice
+
     def let_go(self) -> None:
         """Drops the maps and keeps none from now on: the images will be seen a second time."""
         self._twice = True

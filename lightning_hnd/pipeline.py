@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from lightning_hnd.dissection import Dissection
 from lightning_hnd.metric import DissectionMetric
 from lightning_hnd.rules import README, Rule
 from lightning_hnd.undisturbed import device_of, undisturbed
+
+BUDGET = 2**30
+"""Bytes that the maps kept for counting may take, if nobody says otherwise."""
 
 ForwardFn = Callable[[Any, Tensor], Any]
 """From the model and images ``[B, channels, H, W]`` to anything: one forward pass."""
@@ -33,6 +37,7 @@ def dissect(
     forward_fn: ForwardFn | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    budget: int = BUDGET,
 ) -> Dissection:
     """Dissects layers of a model: pairs their units with the concepts of a Face Dictionary.
 
@@ -51,6 +56,8 @@ def dissect(
         forward_fn: How to run the model on images, where ``model(images)`` is not it.
         batch_size: Images in a batch.
         progress: Whether to show a progress bar.
+        budget: Bytes that may be taken, on the device of the model, by maps in which units may fire. One forward pass
+            suffices while they fit; layers for which they do not are counted in a second one, with the same result.
 
     Returns:
         The dissection.
@@ -73,6 +80,8 @@ def dissect(
     rule = Rule(quantile, iou_threshold, firing_only)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if budget < 0:
+        raise ValueError(f"budget must not be negative, got {budget}")
     names, said = choose_layers(model, dictionary, layers, grid=grid, forward_fn=forward_fn)
     if said:
         print(said)
@@ -85,6 +94,7 @@ def dissect(
         forward_fn=forward_fn,
         batch_size=batch_size,
         progress=progress,
+        budget=budget,
     )
     return Dissection.from_statistics(statistics, dictionary.ontology, rule, describe(dictionary))
 
@@ -104,9 +114,10 @@ def measure(
     forward_fn: ForwardFn | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    budget: int = BUDGET,
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> dict[str, dict[str, Tensor]]:
-    """Runs the dictionary through the model once and returns the statistics of each layer.
+    """Runs the dictionary through the model, once or twice, and returns the statistics of each layer.
 
     Args:
         model: The module.
@@ -117,6 +128,7 @@ def measure(
         forward_fn: As in :func:`dissect`.
         batch_size: As in :func:`dissect`.
         progress: As in :func:`dissect`.
+        budget: As in :func:`dissect`.
         context: What to run the forward pass in (mixed precision). Counting is outside it.
 
     Returns:
@@ -129,22 +141,44 @@ def measure(
         name: DissectionMetric(dictionary.ontology, quantile, num_local=num_local, sync_on_compute=False).to(counting)
         for name in layers
     }
-    num_batches = -(-len(dictionary) // batch_size)
-    with undisturbed(model), record(model, layers) as outputs:
-        batches = dictionary.batches(batch_size)
-        for batch in tqdm(batches, "Dissecting", num_batches, leave=False, disable=None if progress else True, delay=2):
-            outputs.clear()
-            with context():
-                forward(model, batch.images.to(device), forward_fn)
-            labels = batch.to(counting)
-            for name, metric in metrics.items():
-                maps = unit_maps(name, outputs, len(batch.index), grid)
-                try:
-                    metric.update(maps.to(counting), labels)
-                except ValueError as error:
-                    raise ValueError(f"layer {name!r}: {error}") from error
-        outputs.clear()
+
+    def show(title: str, names: Sequence[str]) -> None:
+        """One pass of the dictionary through the model, for the metrics of some layers."""
+        batches, count = dictionary.batches(batch_size), -(-len(dictionary) // batch_size)
+        with record(model, names) as outputs:
+            for batch in tqdm(batches, title, count, leave=False, disable=None if progress else True, delay=2):
+                outputs.clear()
+                with context():
+                    forward(model, batch.images.to(device), forward_fn)
+                labels = batch.to(counting)
+                for name in names:
+                    maps = unit_maps(name, outputs, len(batch.index), grid)
+                    try:
+                        metrics[name].update(maps.to(counting), labels)
+                    except ValueError as error:
+                        raise ValueError(f"layer {name!r}: {error}") from error
+                _keep_within(budget, metrics.values())
+
+    with undisturbed(model):
+        show("Dissecting", layers)
+        again = [name for name, metric in metrics.items() if metric.needs_second_pass]
+        if again:
+            warnings.warn(
+                f"the maps in which units may fire exceed budget={budget / 2**20:.0f} MiB, so that these layers are "
+                f"counted in a second forward pass, with the same result: {', '.join(again)}",
+                stacklevel=2,
+            )
+            for name in again:
+                metrics[name].fix_thresholds()
+            show("Counting", again)
         return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def _keep_within(budget: int, metrics: Iterable[DissectionMetric]) -> None:
+    """Has metrics let their maps go, the one with most first, until what is kept fits in the budget."""
+    kept = sorted(metrics, key=lambda metric: metric.kept_bytes)
+    while kept and sum(metric.kept_bytes for metric in kept) > budget:
+        kept.pop().let_go()
 
 
 def choose_layers(

@@ -78,6 +78,18 @@ def test_a_dissection_is_what_the_metric_says_of_the_layers_output(model, dictio
         np.testing.assert_allclose(ours.statistics[name], value, rtol=0, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize(("budget", "again"), [(0, "stem, layer1"), (20_000, "(stem|layer1)")])
+def test_beyond_the_budget_a_second_pass_gives_the_same(model, dictionary, budget: int, again: str) -> None:
+    one = dissect(model, dictionary, ["stem", "layer1"], quantile=0.3)
+    with pytest.warns(UserWarning, match=f"counted in a second forward pass, with the same result: {again}$"):
+        two = dissect(model, dictionary, ["stem", "layer1"], quantile=0.3, budget=budget)
+    for name in ("stem", "layer1"):
+        for key, value in one[name].statistics.items():
+            np.testing.assert_array_equal(two[name].statistics[key], value, err_msg=key)
+    with pytest.raises(ValueError, match="budget must not be negative, got -1"):
+        dissect(model, dictionary, budget=-1)
+
+
 def test_several_layers_by_name_and_glob(model, dictionary) -> None:
     dissection = dissect(model, dictionary, ["layer1.*.conv1", "stem"])
     assert list(dissection.layers) == ["stem", "layer1.0.conv1", "layer1.1.conv1"]

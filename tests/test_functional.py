@@ -20,6 +20,7 @@ from lightning_hnd.functional import (
     mid_ranks,
     upsample,
 )
+from lightning_hnd.functional.interpolation import firing_area
 from lightning_hnd.functional.tiles import count_bits
 
 CONCEPTS = 5
@@ -85,6 +86,36 @@ def test_counts_equal_the_oracle_to_the_last_pixel(cells, size, dtype) -> None:
 def test_counts_at_ties_and_roundings(maps: Tensor, threshold: float) -> None:
     ours, truth = count_both_ways(maps, torch.tensor([threshold], dtype=torch.float64), (19, 50))
     np.testing.assert_array_equal(ours, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["plain", "offset", "steps", "sparse", "huge", "tiny"])
+def test_counts_equal_the_dense_form(kind: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for cells, size in [((5, 6), (40, 96)), ((7, 7), (50, 61)), ((3, 2), (64, 100)), ((12, 12), (36, 30))]:
+        maps = torch.randn(40, 8, *cells, generator=generator, dtype=dtype)
+        maps = {
+            "plain": maps,
+            "offset": 1000 + maps / 4096,  # few digits left for what differs
+            "steps": maps.round() * maps.sign().clamp(min=0),  # ties, zeros and negative zeros
+            "sparse": maps.clamp(min=0),
+            "huge": maps * torch.finfo(dtype).max / 4,  # differences overflow
+            "tiny": maps * torch.finfo(dtype).tiny,  # differences are not held with full precision
+        }[kind]
+        levels = maps.transpose(0, 1).flatten(1).sort(dim=1).values[:, -60].double()
+        levels[0] = 0.0
+        masks, image, concept = random_masks(40, size, generator)
+        cut = PackedMasks.pack(masks).cut(cells)
+        i, unit = torch.ones(40, 8).nonzero(as_tuple=True)
+        ours = count_overlap(maps.flatten(0, 1), unit, i, levels, cut, image, concept, CONCEPTS)
+        fires = firing_area(maps.flatten(0, 1), levels.repeat(40), size).view(40, 8, *size)
+        inside, firing = torch.zeros(2, 8, CONCEPTS, dtype=torch.int64)
+        for m in range(len(masks)):
+            inside[:, concept[m]] += (fires[image[m]] & masks[m]).sum((1, 2))
+            firing[:, concept[m]] += fires[image[m]].sum((1, 2))
+        assert torch.equal(ours.intersection, inside)
+        assert torch.equal(ours.firing, firing)
+        assert firing.any()
 
 
 def test_count_bits() -> None:

@@ -13,7 +13,7 @@ from lightning_hnd.functional.masks import CutMasks, cut_masks
 from lightning_hnd.functional.tiles import TileGrid, active_blocks, count_bits, firing_runs
 
 _CELLS = 2**20  # blocks looked at together,
-_BLOCKS = 2**14  # ... and pixels counted in: large enough for the cost of a call, small enough for the caches
+_BLOCKS = 2**16  # ... and pixels counted in: large enough for the cost of a call, small enough for the caches
 
 
 class Overlap(NamedTuple):
@@ -143,9 +143,9 @@ def count_overlap(
     for part in fires.split(max(1, _CELLS // grid.places)) if len(fires) else ():
         area = torch.zeros_like(part)
         row = map_unit[part] * num_concepts
-        for of_map, of_concept, inside in _inside(maps[part], level[part], map_image[part], pieces, grid, area):
-            intersection.index_add_(0, row[of_map] + of_concept, inside)
         image = map_image[part]
+        for of_map, of_concept, inside in _inside(maps.index_select(0, part), level[part], image, pieces, grid, area):
+            intersection.index_add_(0, row[of_map] + of_concept, inside)
         i, mask = _expand(first_mask[image], first_mask[image + 1])
         cell = row[i] + concept[mask]
         firing.index_add_(0, cell, area[i])
@@ -199,8 +199,8 @@ def _inside(
         at = (image[blocks.map] - low) * grid.places + blocks.row * grid.blocks + blocks.block
         masked = (first[at] < first[at + 1]).nonzero().flatten()
         i, piece = _expand(first[at[masked]], first[at[masked] + 1])
-        inside = count_bits(runs.words(masked)[i] & pieces.words[piece]).sum(-1)
-        yield blocks.map[masked[i]], pieces.concept[piece], inside
+        words = runs.words(masked).index_select(0, i).bitwise_and_(pieces.words.index_select(0, piece))
+        yield blocks.map[masked[i]], pieces.concept[piece], count_bits(words).sum(-1)
 
 
 def _begins(key: Tensor, num_keys: int) -> Tensor:

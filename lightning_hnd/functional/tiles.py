@@ -4,11 +4,11 @@ A *tile* is the set of pixels between four neighbouring cells of a map. By the c
 :func:`~lightning_hnd.functional.upsample` no pixel of a tile exceeds the largest of its corners nor falls
 below the smallest. So a tile whose corners are all at or below the threshold is off and is never looked at.
 In the others each row of pixels runs monotonically from its left end to its right end, in floating point as
-on paper, since each step of ``a + (b - a) * t`` is monotone in ``t``: the pixels in the state of the left end
-form one run. Its length follows from where the row crosses the threshold, in a handful of operations a row.
-Where the crossing falls closer to the centre of a pixel than rounding lets it be told from it, the pixels are
-asked the very question that the definition asks. Rows become 16-bit words, masks are cut into the same words
-once, and what remains is "and" and counting bits. Every count equals that of the dense form.
+on paper, since each step of ``a + (b - a) * t`` is monotone in ``t``: the pixels that are on are those before
+a crossing, or those after it. Where the row crosses the threshold takes a handful of operations; where the
+crossing falls closer to the centre of a pixel than rounding lets it be told from it, the pixels are asked the
+very question that the definition asks. Rows become 16-bit words, masks are cut into the same words once, and
+what remains is "and" and counting bits. Every count equals that of the dense form.
 """
 
 from __future__ import annotations
@@ -107,22 +107,28 @@ class Blocks(NamedTuple):
     row: Tensor
     block: Tensor
 
+    def at(self, some: Tensor) -> Blocks:
+        """Some of them."""
+        return Blocks(*(field[some] for field in self))
+
     def split(self, size: int) -> list[Blocks]:
         """The same in parts of at most ``size``."""
         return [Blocks(*part) for part in zip(*(field.split(size) for field in self), strict=True)]
 
 
 class Runs(NamedTuple):
-    """The pixels above a level, row by row of ``A`` blocks.
+    """The pixels above a level, row by row of ``A`` blocks: those before a crossing, or those after it.
+
+    All are numbers of the type of the maps, for arithmetic on them is far faster than choosing by truth values.
 
     Attributes:
-        left_on: ``[K, A]`` bool, whether the left end of each row of pixels is on.
-        length: ``[K, A]`` of the type of the maps, how many of its pixels, from the left, are in that state.
-        pixels: ``[A]`` of the type of the maps, how many pixels of the block are on.
+        falling: ``[K, A]``, 1 where pixels before the crossing are on, 0 where those after it are.
+        crossing: ``[K, A]``, how many pixels of the row lie before it.
+        pixels: ``[A]``, how many pixels of the block are on.
     """
 
-    left_on: Tensor
-    length: Tensor
+    falling: Tensor
+    crossing: Tensor
     pixels: Tensor
 
     def words(self, some: Tensor) -> Tensor:
@@ -131,8 +137,8 @@ class Runs(NamedTuple):
         Args:
             some: Positions among the blocks.
         """
-        before = (1 << self.length[:, some].to(torch.int16)) - 1
-        rows = before.bitwise_xor_(self.left_on[:, some].to(torch.int16) - 1)  # the others where the left end is off
+        before = (1 << self.crossing.index_select(1, some).to(torch.int16)) - 1
+        rows = before.bitwise_xor_(self.falling.index_select(1, some).to(torch.int16) - 1)  # turned over where rising
         return rows.t().clone(memory_format=torch.contiguous_format).view(torch.int64)
 
 
@@ -147,17 +153,22 @@ def active_blocks(padded: Tensor, level: Tensor, grid: TileGrid) -> Blocks:
     above = padded > level[:, None, None]
     above = above[:, 1:] | above[:, :-1]
     above = above[:, :, 1:] | above[:, :, :-1]
-    return Blocks(*above[:, :, grid.block_gap].nonzero(as_tuple=True))
+    if grid.blocks != above.shape[2] or not torch.equal(grid.block_gap, torch.arange(grid.blocks, device=level.device)):
+        above = above.index_select(2, grid.block_gap)  # a tile has several blocks, or no pixel at all
+    return Blocks(*above.nonzero(as_tuple=True))
 
 
 def firing_runs(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> Runs:
     """The pixels of blocks that exceed the level of their map.
 
-    Let ``D`` be the difference of the ends of a row, ``M`` the largest magnitude of level and corners, ``s`` the
-    pixels between two cells and ``u`` the unit roundoff. Rounding moves the value that the definition gives a
-    pixel by no more than ``9 u M``, and the crossing computed here, times ``D / s``, by no more than ``16 u M``. A
-    crossing further than ``32 u M s / D`` from all centres of pixels thus has on either side the pixels that the
-    definition puts there; of the others each pixel is computed.
+    The crossing ``x`` is computed in pixels, and of the row's pixels the nearest to it is looked at. With ``D`` the
+    difference of the row's ends, ``s`` the pixels between two cells, ``M`` the largest magnitude of level and
+    corners and ``u`` the unit roundoff: ``x`` is wrong by no more than ``e = 16 u M s / D`` (further out by a few
+    ``u x`` more, where the side is all that matters), and rounding moves the value that the definition gives a pixel
+    by no more than ``9 u M``. Where the level is found more than ``64 u M`` from the nearest pixel's value, at least
+    ``3 e`` pixels lie between that pixel and the true crossing, which lies within ``e + 1/2`` of it or beyond the last
+    pixel. So ``e < 1/4``: no pixel lies between the true crossing and the computed one, and none so close to it that
+    rounding matters. Blocks with any other row are asked pixel by pixel what the definition asks.
 
     Args:
         padded: ``[R, h + 2, w + 2]``, maps with their border cells repeated.
@@ -165,31 +176,31 @@ def firing_runs(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -
         blocks: Which blocks of them.
         grid: Their grid.
     """
-    (height, width), like = grid.size, padded.dtype
-    cells, corner = padded.flatten(), _corner(blocks, padded.shape, grid)
+    like, numbers = padded.dtype, torch.finfo(padded.dtype)
     level = level[blocks.map]
-    start = _first_position(grid.row_first, torch.arange(grid.cells[0] + 1, device=level.device), grid.cells[0], height)
-    rows = torch.arange(grid.rows, device=level.device)[:, None]
     # rows of pixels in the first dimension: every operand is then long or constant in the second
-    t = as_fraction(start.to(like)[blocks.row] + (2 * grid.cells[0] * rows).to(like), height)
-    left, right, largest = _ends(cells, corner, padded.shape[2], t)
-    left_on = left > level
-    crossing = (right > level) != left_on
-    difference = right.sub_(left)
-    start = _first_position(grid.block_first, grid.block_gap, grid.cells[1], width)
-    offset = (start.to(like) / (-2 * grid.cells[1]))[blocks.block]
-    spacing = width / grid.cells[1]
-    length = torch.add(offset, torch.sub(level, left, out=left).div_(difference), alpha=spacing)
-    # infinite, so that all are asked, where D may be; and never so small that D is not held with full precision
-    reach = torch.maximum(largest, level.abs()).mul_(4) * (4 * torch.finfo(like).eps * spacing)
-    reach += torch.finfo(like).tiny * spacing
-    apart = torch.round(length, out=t).sub_(length).mul_(difference).abs_()
-    unsure = ((apart > reach).logical_not_() & crossing).nonzero(as_tuple=True)
+    left, right, largest = _ends(padded, blocks, grid, _down(blocks, grid, like))
     count = grid.block_count.to(like)[blocks.block]
-    length = torch.where(crossing, length.ceil_(), count).clamp_(count.new_zeros(1), count)
-    length[unsure] = _asked(cells, corner, level, blocks, unsure, padded.shape[2], grid)
-    on = torch.where(left_on, length, count - length).masked_fill_(rows >= grid.row_count[blocks.row], 0)
-    return Runs(left_on, length, on.sum(0))
+    start = _first_position(grid.block_first, grid.block_gap, grid.cells[1], grid.size[1])
+    offset = (start.to(like) / (-2 * grid.cells[1]))[blocks.block]
+    spacing = grid.size[1] / grid.cells[1]
+    difference = right.sub_(left).add_(0.0)  # -0 becomes 0: of equal ends the sign of the rise decides
+    rise = torch.sub(level, left, out=left)
+    crossing = torch.add(offset, rise / difference, alpha=spacing)
+    zero = count.new_zeros(1)
+    nearest = crossing.round().clamp_(zero, count - 1)
+    apart = nearest.sub_(offset).mul_(difference).sub_(rise, alpha=spacing).abs_()
+    # infinite where the difference may be, and never so small that it is not held with full precision
+    reach = torch.maximum(largest, level.abs()).mul_(4) * (8 * numbers.eps * spacing) + numbers.tiny * spacing
+    unsure = (apart.gt_(reach).amin(0) == 0).nonzero().flatten()
+    crossing = crossing.ceil_().clamp_(zero, count)
+    falling = difference.lt_(0)
+    if len(unsure):
+        crossing[:, unsure] = _asked(padded, level[unsure], blocks.at(unsure), falling[:, unsure], grid)
+    row = torch.arange(grid.rows, device=level.device)[:, None]
+    exists = (grid.row_count[blocks.row].to(like) - row.to(like)).clamp_(0, 1)
+    on = torch.lerp(count - crossing, crossing, falling)  # exactly one or the other
+    return Runs(falling, crossing, on.mul_(exists).sum(0))
 
 
 def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tensor:
@@ -197,14 +208,20 @@ def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tens
     return (2 * first + 1) * cells - pixels - 2 * pixels * (gap - 1)
 
 
-def _corner(blocks: Blocks, shape: torch.Size, grid: TileGrid) -> Tensor:
-    """The upper left cell of each block's tile, as a position among all cells."""
-    return (blocks.map * shape[1] + blocks.row) * shape[2] + grid.block_gap[blocks.block]
+def _down(blocks: Blocks, grid: TileGrid, like: torch.dtype) -> Tensor:
+    """How far down from the upper cells to the lower the rows of pixels lie, by the definition: ``[K, A]``."""
+    device = blocks.row.device
+    start = _first_position(grid.row_first, torch.arange(grid.cells[0] + 1, device=device), grid.cells[0], grid.size[0])
+    step = 2 * grid.cells[0] * torch.arange(grid.rows, device=device)[:, None]
+    return as_fraction(start.to(like)[blocks.row] + step.to(like), grid.size[0])
 
 
-def _ends(cells: Tensor, corner: Tensor, stride: int, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The values of rows of pixels at their left and right cells, ``t`` of the way down; the largest magnitude."""
-    ends, largest = [], torch.zeros_like(cells[corner])
+def _ends(padded: Tensor, blocks: Blocks, grid: TileGrid, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The values of rows of pixels at their left and right cells, ``[K, A]``, and the corners' largest magnitude."""
+    stride = padded.shape[2]
+    corner = (blocks.map * padded.shape[1] + blocks.row) * stride + grid.block_gap[blocks.block]
+    cells = padded.flatten()
+    ends, largest = [], cells.new_zeros(1)
     for upper in (corner, corner + 1):
         a, b = cells[upper], cells[upper + stride]
         low, high = torch.minimum(a, b), torch.maximum(a, b)
@@ -213,20 +230,15 @@ def _ends(cells: Tensor, corner: Tensor, stride: int, t: Tensor) -> tuple[Tensor
     return ends[0], ends[1], largest
 
 
-def _asked(
-    cells: Tensor, corner: Tensor, level: Tensor, blocks: Blocks, rows: tuple[Tensor, ...], stride: int, grid: TileGrid
-) -> Tensor:
-    """Lengths of runs from all pixels of some rows of pixels, by the definition: ``[rows]``."""
-    k, a = rows
-    down = axis_position(grid.cells[0], grid.size[0], cells)[1]
-    along = axis_position(grid.cells[1], grid.size[1], cells)[1]
-    row = (grid.row_first[blocks.row[a]] + k).clamp(max=grid.size[0] - 1)
-    column = torch.arange(_WIDTH, device=cells.device)
-    pixel = (grid.block_first[blocks.block[a], None] + column).clamp(max=grid.size[1] - 1)
-    left, right, _ = _ends(cells, corner[a], stride, down[row])
-    level = level[a]
-    same = (lerp(left[:, None], right[:, None], along[pixel]) > level[:, None]) == (left > level)[:, None]
-    return (same & (column < grid.block_count[blocks.block[a], None])).sum(1).to(cells.dtype)
+def _asked(padded: Tensor, level: Tensor, blocks: Blocks, falling: Tensor, grid: TileGrid) -> Tensor:
+    """Pixels before the crossing, by the definition of each pixel: ``[K, A]``."""
+    left, right, _ = _ends(padded, blocks, grid, _down(blocks, grid, padded.dtype))
+    along = axis_position(grid.cells[1], grid.size[1], padded)[1]
+    column = torch.arange(_WIDTH, device=padded.device)[:, None, None]
+    pixel = (grid.block_first[blocks.block] + column).clamp(max=grid.size[1] - 1)
+    count = grid.block_count[blocks.block]
+    on = ((lerp(left, right, along[pixel]) > level) & (column < count)).sum(0).to(padded.dtype)
+    return torch.lerp(count - on, on, falling)
 
 
 def count_bits(words: Tensor) -> Tensor:
