@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from lightning_hnd.functional import (
 )
 from lightning_hnd.functional.masks import CutMasks
 from lightning_hnd.rules import README
+
+_AT_ONCE = 2**22  # peaks looked at together
 
 
 class DissectionMetric(Metric):
@@ -99,7 +101,7 @@ class DissectionMetric(Metric):
     counts: list[Tensor]
     exemplar_map: list[Tensor]
 
-    _FIRST_PASS = ("index", "source", "group", "carried", "peak", "low", "top")
+    _FIRST_PASS = ("index", "source", "group", "carried", "low", "top")
     _COUNTING = ("threshold", "exemplar_image", "counted", "counts", "exemplar_map")
 
     def __init__(
@@ -117,7 +119,7 @@ class DissectionMetric(Metric):
         self.quantile = quantile
         self.num_local = num_local
         self.num_exemplars = num_exemplars
-        for name in (*self._FIRST_PASS, *self._COUNTING):
+        for name in (*self._FIRST_PASS, "peak", *self._COUNTING):
             self.add_state(name, [], dist_reduce_fx="cat")
         self._begin()
 
@@ -237,14 +239,15 @@ class DissectionMetric(Metric):
             state = self._state(self._FIRST_PASS)
             local = self._local(state)
             threshold = self._threshold(state, int(local.sum()))
-            exemplar_image = self._exemplars(state["peak"][local], state["index"][local], threshold)
+            parts = self._by_units(threshold[None])
+            exemplar_image = torch.cat([self._exemplars(p[local], state["index"][local], t[0]) for p, t in parts])
         finally:
             if self._is_synced:
                 self.unsync()
         units, concepts = len(threshold), len(self.ontology.local)
         self.threshold, self.exemplar_image = [threshold], [exemplar_image]
         self.counts = [torch.zeros(1, 4, units, concepts, dtype=torch.int64, device=threshold.device)]
-        self.exemplar_map = [state["peak"].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
+        self.exemplar_map = [state["low"].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
         for kept in self._kept:
             self._count(kept)
 
@@ -268,7 +271,7 @@ class DissectionMetric(Metric):
         units, height, width = self._map_shape
         num_values = seen * height * width
         if seen == 0:  # nothing local to measure with: no unit fires
-            return state["peak"].new_full((units,), torch.inf, dtype=torch.float64)
+            return state["low"].new_full((units,), torch.inf, dtype=torch.float64)
         k, _ = order_statistic(num_values, self.quantile)
         return quantile_from_top(state["top"].t().topk(k, dim=1).values, num_values, self.quantile)
 
@@ -306,26 +309,53 @@ class DissectionMetric(Metric):
         """
         state = self._state((*self._FIRST_PASS, *self._COUNTING))
         local = self._local(state)
-        peak, carries = state["peak"], state["carried"]
         if self._twice and not torch.equal(*(x.sort().values for x in (state["counted"], state["index"][local]))):
             raise ValueError("the second pass must show the same images as the first, each once")
-        low = state["low"].view(-1, 2 + len(self.ontology.global_), peak.shape[1]).amin(0)
-        low_local, high = (low[1], peak[local].amax(0)) if bool(local.any()) else (peak[0] * 0, peak[0] * 0)
-        region = torch.tensor(self.ontology.concept_region, device=peak.device)
+        units = state["exemplar_map"].shape[1]
+        low = state["low"].view(-1, 2 + len(self.ontology.global_), units).amin(0)
+        parts = [self._responses(peak, part, local, state) for peak, part in self._by_units(low)]
         overlap = Overlap(*state["counts"].sum(0))
         return {
-            "threshold": state["threshold"][: peak.shape[1]],  # all processes found the same
-            "low": low_local,
-            "high": high,
-            "dead": low[0] == peak.amax(0),
+            "threshold": state["threshold"][:units],  # all processes found the same
+            "low": low[1] if bool(local.any()) else torch.zeros_like(low[1]),
+            **{name: torch.cat([part[name] for part in parts]) for name in parts[0]},
             **overlap._asdict(),
             "iou_labelled": overlap.iou(),
             "iou_firing": overlap.iou(firing_only=True),
-            "response": concept_response(peak[local], low_local, high, carries[local], region),
-            **self._groups(peak, low[2:], state["group"]),
-            "images_per_concept": carries.sum(0),
-            "exemplar_image": state["exemplar_image"][: peak.shape[1]],
+            "images_per_concept": state["carried"].sum(0),
+            "images_per_group": torch.cat(
+                [
+                    torch.bincount(group[group >= 0], minlength=len(concept.groups))
+                    for concept, group in zip(self.ontology.global_, state["group"].unbind(1), strict=True)
+                ]
+                or [state["index"].new_zeros(0)]
+            ),
+            "exemplar_image": state["exemplar_image"][:units],
             "exemplar_map": state["exemplar_map"].sum(0),
+        }
+
+    def _by_units(self, low: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The peaks ``[N, some units]`` and the part of ``low`` for a few units at a time, which bounds memory."""
+        state: Any = self.peak  # a list of tensors, or a tensor once synced
+        peaks = [state] if isinstance(state, Tensor) else state
+        step = max(1, _AT_ONCE // sum(map(len, peaks)))
+        for first in range(0, low.shape[1], step):
+            yield torch.cat([peak[:, first : first + step] for peak in peaks]), low[:, first : first + step]
+
+    def _responses(self, peak: Tensor, low: Tensor, local: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What rests on the peaks of units: ``peak [N, U]``, ``low [2 + K, U]``."""
+        high = peak[local].amax(0) if bool(local.any()) else torch.zeros_like(low[0])
+        region = torch.tensor(self.ontology.concept_region, device=peak.device)
+        probability = [peak.new_zeros(peak.shape[1], 0, dtype=torch.float64)]
+        for concept, group, least in zip(self.ontology.global_, state["group"].unbind(1), low[2:], strict=True):
+            shown = group >= 0
+            most = peak[shown].amax(0) if bool(shown.any()) else least
+            probability.append(group_affinity(peak[shown], least, most, group[shown], len(concept.groups)))
+        return {
+            "high": high,
+            "dead": low[0] == peak.amax(0),
+            "response": concept_response(peak[local], low[1], high, state["carried"][local], region),
+            "group_probability": torch.cat(probability, dim=1),
         }
 
     def _state(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -341,22 +371,6 @@ class DissectionMetric(Metric):
                 f"the metric has seen {int(local.sum())} images with local labels; {self.num_local} expected"
             )
         return local
-
-    def _groups(self, peak: Tensor, low: Tensor, group: Tensor) -> dict[str, Tensor]:
-        probability, count = [], []
-        for k, concept in enumerate(self.ontology.global_):
-            shown = group[:, k] >= 0
-            of_concept, groups = group[shown, k], len(concept.groups)
-            count.append(torch.bincount(of_concept, minlength=groups))
-            if len(of_concept) == 0:
-                probability.append(peak.new_zeros((peak.shape[1], groups), dtype=torch.float64))
-                continue
-            probability.append(group_affinity(peak[shown], low[k], peak[shown].amax(0), of_concept, groups))
-        none = group.new_zeros(0)
-        return {
-            "group_probability": torch.cat([*probability, none.new_zeros(peak.shape[1], 0).double()], dim=1),
-            "images_per_group": torch.cat([*count, none]),
-        }
 
 
 class _Kept(NamedTuple):

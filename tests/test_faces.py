@@ -267,3 +267,13 @@ def test_any_size_can_be_drawn(size):
     assert masks.shape == (3, 38, height, width)
     none = RenderedFaces.sample(0).draw(size, PARTS)
     assert none[0].shape == (0, 3, height, width)
+
+
+def test_place_in_the_picture_predicts_little():
+    _, masks = RenderedFaces.sample(400, seed=9).draw(64, PARTS)
+    masks, place = masks.double(), (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+    area = masks.sum((2, 3))
+    seen = area.min(1).values > 0  # a part beyond the picture has no place
+    assert seen.double().mean() > 0.9
+    centre = torch.stack([(masks.sum(axis) * place).sum(2) / area for axis in (2, 3)])[:, seen]
+    assert (centre.std(1) > 0.1).all(), centre.std(1)
