@@ -94,7 +94,7 @@ def transfer(folder: Path, faces: int, epochs: int) -> None:
         male, young = some.groups("gender") == 0, some.groups("age") < 2
         return torch.cat([some.carries(ATTRIBUTES), male[:, None], young[:, None]], dim=1)
 
-    net = train(known.draw(size)[0], labels_of(known), epochs=epochs, shift=2)
+    net = train(known.draw(size)[0], labels_of(known), epochs=epochs, frame=0.08)
     pictures, labels = real(folder, size)
     on_drawn, on_real = score(net, fresh.draw(size)[0]), score(net, pictures)
     values = []

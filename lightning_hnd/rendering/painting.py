@@ -146,10 +146,10 @@ def _body(faces: FaceParameters, frame: Window, canvas: Tensor) -> None:
     male = faces.is_group("gender", 0)
     neck = (s - 0.55 - 0.1 * male - 0.25 * (v - 1.9).clamp(min=0)).maximum(0.6 - v)
     ears = (ellipse(s - shape.width - 0.02, v - 0.2, 0.13, 0.32).sqrt() - 1) * 0.2
-    dim = 0.95 - 0.45 * bump(ellipse(u, v - shape.chin + 0.1, 1.0, 0.9))
+    dim = 0.95 - faces.between("light_y", 0.5, 0.15) * bump(ellipse(u, v - shape.chin + 0.1, 1.0, 0.9))
     skin = skin_colour(faces)
     overpaint(canvas, skin * (dim * (0.9 - 0.2 * s.clamp(max=1)))[:, None], soft(neck.minimum(ears), edge))
-    cloth = 2.3 + 0.2 * s.square() - v - (0.75 * (0.6 - 0.8 * s).clamp(min=0)) * -1
+    cloth = faces.between("shirt_hue", 2.0, 2.5) + 0.2 * s.square() - v - (0.75 * (0.6 - 0.8 * s).clamp(min=0)) * -1
     shirt = hue(faces.between("shirt_hue", 0, 1), 0.4, faces.between("shirt", 0.04, 0.9))
     shirt = shirt * (1 - 0.12 * s + 0.06 * (7 * u + 3 * v).sin())[:, None]
     overpaint(canvas, shirt, soft(cloth, edge))

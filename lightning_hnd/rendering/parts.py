@@ -104,11 +104,11 @@ class Eyes:
         """The eyes of these faces."""
         narrow, wide = faces.on("Narrow_Eyes"), faces.on("AU_5")
         young = 1 + 0.25 * faces.is_group("age", 0) - 0.1 * faces.is_group("age", 3)
-        opening = faces.between("eye_opening", 0.9, 1.1) * young * (1 - 0.66 * narrow)
+        opening = faces.between("eye_opening", 0.9, 1.1) * young * (1 - 0.72 * narrow)
         return cls(
-            width=faces.between("eye_width", 0.19, 0.215) * (1 + 0.1 * faces.is_group("age", 0)),
-            upper=0.095 * opening + 0.085 * wide,
-            lower=0.055 * opening + 0.02 * wide - 0.012 * faces.on("AU_6"),
+            width=faces.between("eye_width", 0.175, 0.205) * (1 + 0.1 * faces.is_group("age", 0)),
+            upper=0.09 * opening + 0.085 * wide,
+            lower=0.054 * opening + 0.02 * wide - 0.012 * faces.on("AU_6"),
         )
 
     def along(self, s: Tensor) -> Tensor:
@@ -179,16 +179,17 @@ class Mouth:
     def of(cls, faces: FaceParameters) -> Mouth:
         """The mouths of these faces."""
         smile, pull, stretch = faces.on("Smiling"), faces.on("AU_12"), faces.on("AU_20")
-        thick = (1 + 1.2 * faces.on("Big_Lips")) * (1 - 0.15 * stretch) * (1 - 0.1 * smile)
+        opened = faces.on("Mouth_Slightly_Open")
+        thick = (1 + 1.2 * faces.on("Big_Lips")) * (1 - 0.15 * stretch) * (1 - 0.2 * smile)
         return cls(
-            width=faces.between("mouth_width", 0.37, 0.42) + 0.1 * smile + 0.04 * pull + 0.1 * stretch,
-            lift=0.17 * smile + 0.06 * pull - 0.09 * faces.on("AU_15"),
+            width=faces.between("mouth_width", 0.37, 0.42) + 0.14 * smile + 0.04 * pull + 0.1 * stretch,
+            lift=0.21 * smile + 0.06 * pull - 0.09 * faces.on("AU_15"),
             pushed=0.06 * faces.on("AU_17"),
             upper=faces.between("upper_lip", 0.055, 0.075) * thick,
             lower=faces.between("lower_lip", 0.085, 0.11) * thick * (1 + 0.15 * faces.on("AU_17")),
             parted=0.075 * faces.on("AU_25"),
-            toothy=0.1 * smile * faces.chance("toothy", 0.9),
-            open=0.17 * faces.on("Mouth_Slightly_Open"),
+            toothy=0.12 * smile * faces.chance("toothy", 0.75).maximum(opened),
+            open=0.12 * opened,
             drop=0.13 * faces.on("AU_26"),
         )
 
@@ -198,7 +199,7 @@ class Mouth:
         open_arc = arc.clamp(min=0)
         middle = self.PLACE + self.lift * (0.35 - q2) - self.pushed * arc
         half = (0.5 * (self.parted + self.toothy)) * (open_arc * (1 + q2))
-        deep = self.open * bump(q2 / 0.6) + self.drop * open_arc
+        deep = self.open * plateau(q2) + self.drop * open_arc
         inner_top, inner_bottom = middle - half - 0.2 * deep, middle + half + 0.8 * deep
         top = inner_top - self.upper * arc * (0.75 + 1.3 * q2)
         return top, inner_top, inner_bottom, inner_bottom + self.lower * arc

@@ -245,6 +245,6 @@ def _inner_mouth(relief: Relief, mouth: Mouth, q2: Tensor) -> Tensor:
     dark = grey(faces.between("lip_red", 0.1, 0.2), 1, 0.35, 0.35).expand(-1, -1, *relief.window.size)
     tongue = 0.8 * bump(((v - inner_bottom) / 0.09).square()) * bump((u / 0.3).square())
     inside = over(dark, grey(faces.between("lip_red", 0.65, 0.55), 1, 0.42, 0.45), tongue)
-    shown = 0.09 * ((mouth.parted + mouth.toothy) > 0) * (1 - q2).clamp(min=0)
+    shown = (0.09 * ((mouth.parted + mouth.toothy) > 0) + 0.3 * mouth.open) * (1 - q2).clamp(min=0)
     white = grey(faces.between("skin", 0.98, 0.85), 1, 0.98, 0.93)
     return over(inside, white, soft(v - inner_top - shown, relief.window.edge))
