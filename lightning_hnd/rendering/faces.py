@@ -62,9 +62,10 @@ class RenderedFaces(FaceParameters):
         images = torch.empty(len(self), 3, height, width, dtype=torch.uint8, device=self.traits.device)
         masks = torch.zeros(len(self), len(concepts), height, width, dtype=torch.bool, device=self.traits.device)
         step = max(1, _PIXELS // (height * width))
-        for start in range(0, len(self), step):
-            some = slice(start, start + step)
-            images[some] = paint(self[some], (height, width))
-            if concepts:
-                draw_areas(self[some], concepts, masks[some])
+        with torch.inference_mode():  # a sixth faster: what is drawn into was made outside, and is ordinary
+            for start in range(0, len(self), step):
+                some = slice(start, start + step)
+                images[some] = paint(self[some], (height, width))
+                if concepts:
+                    draw_areas(self[some], concepts, masks[some])
         return images, masks
