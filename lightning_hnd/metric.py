@@ -12,18 +12,11 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
-from lightning_hnd.functional import (
-    Overlap,
-    concept_response,
-    count_overlap,
-    group_affinity,
-    order_statistic,
-    quantile_from_top,
-)
+from lightning_hnd.functional import Overlap, concept_response, count_overlap, group_affinity, order_statistic
 from lightning_hnd.functional.masks import CutMasks
+from lightning_hnd.largest import Largest, thresholds
 from lightning_hnd.rules import README
-
-_AT_ONCE = 2**22  # peaks looked at together
+from lightning_hnd.unit_table import UnitTable
 
 
 class DissectionMetric(Metric):
@@ -55,8 +48,9 @@ class DissectionMetric(Metric):
     - *One pass.* Maps that can still exceed the threshold are kept. With ``num_local`` given, the ``k``-th largest
       value seen so far (``k`` from the quantile) only rises and never passes the final threshold, so that maps at or
       below it are let go at once.
-    - *Two passes.* After :meth:`let_go`, at any time before the end of the first pass, no map is kept. Then
-      :meth:`fix_thresholds` is called and the same batches are given to :meth:`update` again, to be counted.
+    - *Two passes.* After :meth:`let_go`, at any time before the end of the first pass, no map is kept, and what must be
+      remembered of every image goes to a temporary file. Then :meth:`fix_thresholds` is called and the same batches are
+      given to :meth:`update` again, to be counted. Memory does not grow with the images.
 
     With several processes each counts the maps of its own images; what they exchange are each unit's peaks and largest
     values, and sums.
@@ -101,7 +95,8 @@ class DissectionMetric(Metric):
     counts: list[Tensor]
     exemplar_map: list[Tensor]
 
-    _FIRST_PASS = ("index", "source", "group", "carried", "low", "top")
+    _FIRST_PASS = ("index", "source", "group", "carried", "low")
+    _LARGE = ("peak", "top")  # filled from tables when processes sync, empty otherwise
     _COUNTING = ("threshold", "exemplar_image", "counted", "counts", "exemplar_map")
 
     def __init__(
@@ -119,7 +114,7 @@ class DissectionMetric(Metric):
         self.quantile = quantile
         self.num_local = num_local
         self.num_exemplars = num_exemplars
-        for name in (*self._FIRST_PASS, "peak", *self._COUNTING):
+        for name in (*self._FIRST_PASS, *self._LARGE, *self._COUNTING):
             self.add_state(name, [], dist_reduce_fx="cat")
         self._begin()
 
@@ -133,6 +128,8 @@ class DissectionMetric(Metric):
         self._twice = False
         self._kept: list[_Kept] = []
         self._kept_before = 0
+        self._peaks = UnitTable()
+        self._largest: Largest | None = None
 
     # ---------------------------------------------------------------------------------------------------- first pass
 
@@ -152,7 +149,8 @@ class DissectionMetric(Metric):
         peak, trough = maps.flatten(2).amax(-1), maps.flatten(2).amin(-1)
         _require_finite(peak, trough)
         if self._twice and len(self.threshold):
-            self._count(self._keep(maps, torch.ones_like(peak, dtype=torch.bool) & local[:, None], batch))
+            fires = (peak > self.threshold[0]) & local[:, None]
+            self._count(self._keep(*_select(maps, fires), batch))
             self.counted.append(batch.index[local])
             return
         self.index.append(batch.index)
@@ -161,14 +159,23 @@ class DissectionMetric(Metric):
         concepts = torch.zeros(len(batch.index), len(self.ontology.local), dtype=torch.bool, device=maps.device)
         concepts[batch.mask_image, batch.mask_concept] = True
         self.carried.append(concepts)
-        self.peak.append(peak)
+        self._peaks.append(peak.t())
         self.low = [torch.stack([*self.low, _lowest(trough, batch)]).amin(0)]
-        floor = self._raise_floor(maps[local])
+        if self._largest is None:
+            num_values = None if self.num_local is None else self.num_local * maps.shape[2] * maps.shape[3]
+            self._largest = Largest(num_values, self.quantile)
+        floor = self._largest.floor
+        can_fire = local[:, None] & (torch.ones_like(peak, dtype=torch.bool) if floor is None else peak > floor)
+        image, unit, some = _select(maps, can_fire)
+        if floor is None:
+            self._largest.add_all(maps[local])
+        else:
+            self._largest.add(some, unit)
         if not self._twice:
             for name in self._COUNTING:  # of an earlier compute(): there is more now
                 setattr(self, name, [])
-            self._kept.append(self._keep(maps, (peak > floor) & local[:, None], batch))
-            self._drop_below(floor)
+            self._kept.append(self._keep(image, unit, some, batch))
+            self._drop_below(self._largest.floor)
 
     def _shaped(self, activations: Tensor, batch: DictionaryBatch) -> Tensor:
         if activations.ndim != 4 or activations.shape[0] != len(batch.index):
@@ -180,32 +187,16 @@ class DissectionMetric(Metric):
             self._map_shape = tuple(activations.shape[1:])
         elif self._map_shape != tuple(activations.shape[1:]):
             raise ValueError(f"maps [U, h, w] were {list(self._map_shape)} and are now {list(activations.shape[1:])}")
-        maps = activations.detach()
+        maps = activations.detach().contiguous()
         return maps if maps.dtype == torch.float64 else maps.float()
 
-    def _raise_floor(self, maps: Tensor) -> Tensor:
-        """Takes local maps into each unit's largest values; no threshold will lie below what it returns: ``[U]``."""
-        values = maps.transpose(0, 1).flatten(1)
-        nothing = values.new_full(values.shape[:1], -torch.inf)
-        if self.num_local is None:
-            self.top.append(values.t())
-            return nothing
-        k, _ = order_statistic(max(1, self.num_local * maps.shape[2] * maps.shape[3]), self.quantile)
-        values = torch.cat([*(top.t() for top in self.top), values], dim=1)
-        top = values.topk(min(k, values.shape[1]), dim=1, sorted=False).values
-        self.top = [top.t().contiguous()]
-        return top.amin(1) if top.shape[1] == k else nothing
+    def _keep(self, image: Tensor, unit: Tensor, maps: Tensor, batch: DictionaryBatch) -> _Kept:
+        cut = batch.masks.cut((maps.shape[1], maps.shape[2])).to(maps.device)
+        return _Kept(maps, unit, batch.index[image], cut, batch.index[batch.mask_image], batch.mask_concept)
 
-    def _keep(self, maps: Tensor, which: Tensor, batch: DictionaryBatch) -> _Kept:
-        image, unit = which.nonzero(as_tuple=True)
-        cut = batch.masks.cut((maps.shape[2], maps.shape[3])).to(maps.device)
-        return _Kept(
-            maps[image, unit], unit, batch.index[image], cut, batch.index[batch.mask_image], batch.mask_concept
-        )
-
-    def _drop_below(self, floor: Tensor) -> None:
+    def _drop_below(self, floor: Tensor | None) -> None:
         # once in a while, for it looks at all of them
-        if self.kept_bytes > 2 * self._kept_before:
+        if floor is not None and self.kept_bytes > 2 * self._kept_before:
             self._kept = [kept.select(kept.maps.flatten(1).amax(1) > floor[kept.unit]) for kept in self._kept]
             self._kept_before = self.kept_bytes
 
@@ -225,6 +216,9 @@ class DissectionMetric(Metric):
         """Drops the maps and keeps none from now on: the images will be seen a second time."""
         self._twice = True
         self._kept = []
+        self._peaks.spill()
+        if self._largest is not None:
+            self._largest.table.spill()
 
     def fix_thresholds(self) -> None:
         """Ends the first pass. Called by :meth:`compute`; with two passes call it between them, in all processes.
@@ -272,8 +266,8 @@ class DissectionMetric(Metric):
         num_values = seen * height * width
         if seen == 0:  # nothing local to measure with: no unit fires
             return state["low"].new_full((units,), torch.inf, dtype=torch.float64)
-        k, _ = order_statistic(num_values, self.quantile)
-        return quantile_from_top(state["top"].t().topk(k, dim=1).values, num_values, self.quantile)
+        assert self._largest is not None
+        return thresholds(self._table("top", self._largest.table), num_values, self.quantile)
 
     def _exemplars(self, peak: Tensor, index: Tensor, threshold: Tensor) -> Tensor:
         """The images ``[N]`` on which each unit fires and peaks highest, the earlier first among equals: ``[U, E]``."""
@@ -299,6 +293,12 @@ class DissectionMetric(Metric):
         """As in :class:`torchmetrics.Metric`; before it, each process counts its own images."""
         self.fix_thresholds()
         super().sync(*args, **kwargs)
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        assert self._largest is not None
+        for name, table in (("peak", self._peaks), ("top", self._largest.table)):
+            setattr(self, name, [torch.cat(list(table.blocks())).t()])  # travels as a state does, and is not kept
+        super()._sync_dist(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
         """The statistics, as the class describes them.
@@ -336,11 +336,19 @@ class DissectionMetric(Metric):
 
     def _by_units(self, low: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The peaks ``[N, some units]`` and the part of ``low`` for a few units at a time, which bounds memory."""
-        state: Any = self.peak  # a list of tensors, or a tensor once synced
-        peaks = [state] if isinstance(state, Tensor) else state
-        step = max(1, _AT_ONCE // sum(map(len, peaks)))
-        for first in range(0, low.shape[1], step):
-            yield torch.cat([peak[:, first : first + step] for peak in peaks]), low[:, first : first + step]
+        first = 0
+        for peak in self._table("peak", self._peaks).blocks():
+            yield peak.t(), low[:, first : first + len(peak)]
+            first += len(peak)
+
+    def _table(self, name: str, own: UnitTable) -> UnitTable:
+        """A table of all processes, where they have synced."""
+        synced: Any = getattr(self, name)  # a tensor then
+        if not isinstance(synced, Tensor):
+            return own
+        table = UnitTable()
+        table.append(synced.t())
+        return table
 
     def _responses(self, peak: Tensor, low: Tensor, local: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """What rests on the peaks of units: ``peak [N, U]``, ``low [2 + K, U]``."""
@@ -395,6 +403,12 @@ class _Kept(NamedTuple):
     def select(self, which: Tensor) -> _Kept:
         """Some of the maps."""
         return self._replace(maps=self.maps[which], unit=self.unit[which], image=self.image[which])
+
+
+def _select(maps: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Some of the maps ``[B, U, h, w]``, by unit: the image and the unit of each, and the maps ``[R, h, w]``."""
+    unit, image = which.t().nonzero(as_tuple=True)
+    return image, unit, maps.flatten(0, 1).index_select(0, image * maps.shape[1] + unit)
 
 
 def _lowest(trough: Tensor, batch: DictionaryBatch) -> Tensor:

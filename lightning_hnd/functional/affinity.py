@@ -149,11 +149,17 @@ def mid_ranks(values: Tensor) -> Tensor:
     Returns:
         ``[N, U]`` float64.
     """
-    columns = values.t().contiguous()
-    ordered = columns.sort(dim=1).values
-    below = torch.searchsorted(ordered, columns)
-    at_or_below = torch.searchsorted(ordered, columns, right=True)
-    return (below + at_or_below + 1).double().t() / 2
+    ordered, order = values.t().sort(dim=1)
+    units, images = ordered.shape
+    begins = torch.nn.functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True).flatten()
+    first = begins.nonzero().flatten()  # of each run of equal values, all units in one row
+    last = torch.cat([first[1:], first.new_tensor([units * images])]) - 1
+    rank = (first + last).double() / 2 + 1 - first // images * images
+    return (
+        torch.empty_like(ordered, dtype=torch.float64)
+        .scatter_(1, order, rank[begins.cumsum(0) - 1].view(units, images))
+        .t()
+    )
 
 
 def _mean_response(peak: Tensor, low: Tensor, high: Tensor, member: Tensor) -> Tensor:
@@ -161,10 +167,11 @@ def _mean_response(peak: Tensor, low: Tensor, high: Tensor, member: Tensor) -> T
     weight = member.double()
     if peak.shape[0] == 0:
         return weight.new_zeros(peak.shape[1], member.shape[1])
+    ranks = mid_ranks(peak)
     peak, low, high = peak.double(), low.double(), high.double()  # a difference of float32 loses digits
     span = high - low
     strength = (peak - low) / torch.where(span > 0, span, 1.0)
-    response = mid_ranks(peak) / peak.shape[0] * strength
+    response = ranks / peak.shape[0] * strength
     return torch.where(span > 0, 1.0, 0.0).unsqueeze(1) * (response.t() @ weight) / weight.sum(0).clamp(min=1)
 
 

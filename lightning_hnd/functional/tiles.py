@@ -14,6 +14,7 @@ what remains is "and" and counting bits. Every count equals that of the dense fo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,7 @@ class TileGrid:
     rows: int
 
     @classmethod
+    @lru_cache(maxsize=64)  # asked for once a batch, of a few layers
     def of(cls, cells: tuple[int, int], size: tuple[int, int], device: torch.device | None = None) -> TileGrid:
         """The grid of maps of ``cells = (h, w)`` on images of ``size = (H, W)``."""
         row_first, row_count = axis_pixels(cells[0], size[0], device)

@@ -1,0 +1,113 @@
+"""UnitTable: numbers of every unit that grow with the images, in memory or in a temporary file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_AT_ONCE = 2**21  # numbers read together
+
+
+class UnitTable:
+    """Numbers of each unit, ``[U, n]``, which grow by columns and are read back a few units at a time.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.unit_table import UnitTable
+        >>> table = UnitTable()
+        >>> table.append(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        >>> table.spill()
+        >>> table.append(torch.tensor([[9.0], [0.0]]))
+        >>> table.rewrite(lambda some: some.sort(dim=1).values)
+        >>> torch.cat(list(table.blocks()))
+        tensor([[1., 2., 9.],
+                [0., 3., 4.]])
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []  # in memory
+        self._file: Any = None  # or on disk, one part after the other, each row by row
+        self._widths: list[int] = []
+        self._like = torch.empty(0, 0)
+
+    @property
+    def columns(self) -> int:
+        """``n``."""
+        return sum(self._widths)
+
+    @property
+    def units(self) -> int:
+        """``U``, 0 before the first column."""
+        return self._like.shape[0]
+
+    def append(self, columns: Tensor) -> None:
+        """Adds ``[U, m]`` columns."""
+        self._like = columns[:, :0]
+        self._widths.append(columns.shape[1])
+        if self._file is None:
+            self._parts.append(columns)
+        else:
+            self._write(self._file, columns)
+
+    def spill(self) -> None:
+        """Moves to a temporary file, in the folder that ``TMPDIR`` names, which vanishes with the table."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="lightning-hnd-")  # noqa: SIM115  # lives as long as the table
+            for part in self._parts:
+                self._write(self._file, part)
+            self._parts = []
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The table a few units at a time, in order: ``[some units, n]``."""
+        step = max(1, _AT_ONCE // max(1, self.columns))
+        for first in range(0, self.units, step):
+            yield self._rows(first, min(first + step, self.units))
+
+    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Puts for each block what ``change`` makes of it: as many rows, of any one width."""
+        table = UnitTable()
+        if self._file is None:
+            table.append(torch.cat([change(block) for block in self.blocks()]))
+        else:
+            table.spill()
+            for block in self.blocks():
+                changed = change(block)
+                table._write(table._file, changed)
+                table._widths, table._like = [changed.shape[1]], self._like
+        self._parts, self._file, self._widths = table._parts, table._file, table._widths
+
+    def _rows(self, first: int, last: int) -> Tensor:
+        if self._file is None:
+            return torch.cat([part[first:last] for part in self._parts], dim=1)
+        dtype = torch.empty(0, dtype=self._like.dtype).numpy().dtype
+        rows, start = [], 0
+        for width in self._widths:
+            begin = (start + first * width) * dtype.itemsize
+            data = os.pread(self._file.fileno(), (last - first) * width * dtype.itemsize, begin)
+            rows.append(np.frombuffer(data, dtype).reshape(last - first, width))
+            start += self.units * width
+        return torch.from_numpy(np.concatenate(rows, axis=1)).to(self._like.device)
+
+    @staticmethod
+    def _write(file: Any, part: Tensor) -> None:
+        try:
+            file.write(part.cpu().contiguous().numpy().data)
+            file.flush()
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            raise OSError(
+                error.errno, f"{error.strerror} while writing to a temporary file in {folder}; point TMPDIR elsewhere"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        blocks = list(self.blocks())  # a copy, or another process, gets it in memory
+        return {**vars(UnitTable()), "_parts": [torch.cat(blocks)] if blocks else [], "_like": self._like}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _widths=[part.shape[1] for part in state["_parts"]])
