@@ -153,7 +153,7 @@ def measure_case(case: Case, repeats: int) -> list[list[str]]:
     faces = FaceDictionary.rendered(size=case.size, images=2 * case.images)
     faces = faces.subset((faces.source >= 0).nonzero().flatten())
     bare(model, faces, 32)  # warm
-    best = min((16, 32, 64), key=lambda batch_size: seconds(lambda: bare(model, faces, batch_size), 1))
+    best = min((4, 8, 16, 32, 64), key=lambda batch_size: seconds(lambda: bare(model, faces, batch_size), 1))
     loop, ours = counting(model, faces, case.layers[0], 0.005, 2)
     rows = []
     for quantile in (0.005, 0.05):

@@ -77,5 +77,4 @@ def thresholds(table: UnitTable, num_values: int, quantile: float) -> Tensor:
         num_values: How many values of a unit there were in all.
         quantile: Fraction of them above the threshold.
     """
-    k, _ = order_statistic(num_values, quantile)
-    return torch.cat([quantile_from_top(block.topk(k, dim=1).values, num_values, quantile) for block in table.blocks()])
+    return torch.cat([quantile_from_top(block, num_values, quantile) for block in table.blocks()])

@@ -18,6 +18,9 @@ from lightning_hnd.largest import Largest, thresholds
 from lightning_hnd.rules import README
 from lightning_hnd.unit_table import UnitTable
 
+_LITTLE = 2**26  # bytes of maps that are not worth looking through
+_TOGETHER = 2**20  # values of maps that are counted together
+
 
 class DissectionMetric(Metric):
     r"""Statistics of the units of one layer over a Face Dictionary, from which any rule is applied later.
@@ -196,7 +199,7 @@ class DissectionMetric(Metric):
 
     def _drop_below(self, floor: Tensor | None) -> None:
         # once in a while, for it looks at all of them
-        if floor is not None and self.kept_bytes > 2 * self._kept_before:
+        if floor is not None and self.kept_bytes > max(2 * self._kept_before, _LITTLE):
             self._kept = [kept.select(kept.maps.flatten(1).amax(1) > floor[kept.unit]) for kept in self._kept]
             self._kept_before = self.kept_bytes
 
@@ -242,8 +245,8 @@ class DissectionMetric(Metric):
         self.threshold, self.exemplar_image = [threshold], [exemplar_image]
         self.counts = [torch.zeros(1, 4, units, concepts, dtype=torch.int64, device=threshold.device)]
         self.exemplar_map = [state["low"].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
-        for kept in self._kept:
-            self._count(kept)
+        for some in _Kept.join(self._kept):
+            self._count(some)
 
     def _count(self, kept: _Kept) -> None:
         self.counts[0] += torch.stack(
@@ -404,6 +407,18 @@ class _Kept(NamedTuple):
         """Some of the maps."""
         return self._replace(maps=self.maps[which], unit=self.unit[which], image=self.image[which])
 
+    @staticmethod
+    def join(batches: Sequence[_Kept]) -> Iterator[_Kept]:
+        """The same, small batches put together: a call costs much beside the counting of few maps."""
+        together: list[_Kept] = []
+        for i, kept in enumerate(batches, start=1):
+            together.append(kept)
+            if i == len(batches) or sum(part.maps.numel() for part in together) >= _TOGETHER:
+                fields: dict[str, Any] = {name: [getattr(k, name) for k in together] for name in _Kept._fields}
+                masks = CutMasks.join(fields.pop("masks"))
+                yield _Kept(masks=masks, **{name: torch.cat(parts) for name, parts in fields.items()})
+                together = []
+
 
 def _select(maps: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Some of the maps ``[B, U, h, w]``, by unit: the image and the unit of each, and the maps ``[R, h, w]``."""
@@ -413,15 +428,15 @@ def _select(maps: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _lowest(trough: Tensor, batch: DictionaryBatch) -> Tensor:
     """Each unit's least activation over all images, the local ones and those of each global concept: ``[2 + K, U]``."""
-    sets = [torch.ones_like(batch.source, dtype=torch.bool), batch.source >= 0, *(batch.group >= 0).unbind(1)]
-    return torch.stack([trough.masked_fill(~some[:, None], torch.inf).amin(0) for some in sets])
+    sets = torch.cat([torch.ones_like(batch.source)[None], batch.source[None], batch.group.t()]) >= 0
+    return torch.where(sets.unsqueeze(2), trough, torch.inf).amin(1)
 
 
 def _require_finite(peak: Tensor, trough: Tensor) -> None:
-    finite = (peak.isfinite() & trough.isfinite()).all(0)
-    if not bool(finite.all()):
-        bad = (~finite).nonzero().flatten().tolist()
-        raise ValueError(
-            f"{len(bad)} of {len(finite)} units have activations that are NaN or infinite (the first is unit "
-            f"{bad[0]}); the model has diverged, or its input is not what it was made for"
-        )
+    if not bool((peak - trough).isfinite().all()):
+        bad = (~(peak.isfinite() & trough.isfinite()).all(0)).nonzero().flatten().tolist()
+        if bad:  # a difference can be infinite by itself
+            raise ValueError(
+                f"{len(bad)} of {peak.shape[1]} units have activations that are NaN or infinite (the first is unit "
+                f"{bad[0]}); the model has diverged, or its input is not what it was made for"
+            )

@@ -149,7 +149,8 @@ def test_batches_and_pruning_change_nothing(dictionary: FaceDictionary, dtype: t
             assert_same(ours, whole)
 
 
-def test_pruning_keeps_little() -> None:
+def test_pruning_keeps_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_hnd.metric._LITTLE", 0)
     dictionary = random_dictionary(images=120)
     metric = DissectionMetric(num_local=dictionary.num_local)
     maps = torch.randn(len(dictionary), UNITS, *CELLS, generator=torch.Generator().manual_seed(0))

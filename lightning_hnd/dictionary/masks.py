@@ -64,11 +64,5 @@ class PackedMasks:
             grid = TileGrid.of(cells, self.size)
             starts = range(0, max(len(self), 1), _CHUNK)
             parts = [cut_masks(self[start : start + _CHUNK].dense(), grid) for start in starts]
-            self._cut[cells] = CutMasks(
-                torch.cat([part.mask + start for start, part in zip(starts, parts, strict=True)]),
-                torch.cat([part.place for part in parts]),
-                torch.cat([part.words for part in parts]),
-                torch.cat([part.area for part in parts]),
-                self.size,
-            )
+            self._cut[cells] = CutMasks.join(parts)
         return self._cut[cells]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -32,6 +34,18 @@ class CutMasks:
         """The same on ``device``."""
         return CutMasks(
             self.mask.to(device), self.place.to(device), self.words.to(device), self.area.to(device), self.size
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[CutMasks]) -> CutMasks:
+        """Masks of images of one size, cut for maps of one shape, one after the other."""
+        first = [0, *accumulate(len(part.area) for part in parts)]
+        return cls(
+            torch.cat([part.mask + offset for part, offset in zip(parts, first, strict=False)]),
+            torch.cat([part.place for part in parts]),
+            torch.cat([part.words for part in parts]),
+            torch.cat([part.area for part in parts]),
+            parts[0].size,
         )
 
     def __getitem__(self, rows: slice) -> CutMasks:

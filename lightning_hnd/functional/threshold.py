@@ -32,8 +32,7 @@ def activation_threshold(activations: Tensor, quantile: float) -> Tensor:
     if activations.ndim != 4 or activations.numel() == 0:
         raise ValueError(f"activations must be [N, U, h, w] and not empty, got {tuple(activations.shape)}")
     values = activations.transpose(0, 1).flatten(1)
-    num_top, _ = order_statistic(values.shape[1], quantile)
-    return quantile_from_top(values.topk(num_top, dim=1).values, values.shape[1], quantile)
+    return quantile_from_top(values, values.shape[1], quantile)
 
 
 def order_statistic(num_values: int, quantile: float) -> tuple[int, float]:
@@ -59,20 +58,20 @@ def order_statistic(num_values: int, quantile: float) -> tuple[int, float]:
     return num_values - lower, position - lower
 
 
-def quantile_from_top(top: Tensor, num_values: int, quantile: float) -> Tensor:
+def quantile_from_top(values: Tensor, num_values: int, quantile: float) -> Tensor:
     """The threshold, from each unit's largest values.
 
     Args:
-        top: ``[U, k]``, the ``k`` largest values of each unit in descending order, ``k`` as
-            :func:`order_statistic` says.
+        values: ``[U, n]``, of each unit at least the ``k`` largest values, ``k`` as :func:`order_statistic` says.
         num_values: How many values each unit has in all.
         quantile: Fraction of values above the threshold, in (0, 1).
 
     Returns:
         ``[U]`` float64.
     """
-    num_top, fraction = order_statistic(num_values, quantile)
-    low = top[:, num_top - 1].double()
-    high = top[:, max(num_top - 2, 0)].double()
+    k, fraction = order_statistic(num_values, quantile)
+    # the k-th largest and the one above it; without sorting the others
+    nearest = values.topk(k, dim=1, sorted=False).values.topk(min(k, 2), dim=1, largest=False).values.double()
+    low, high = nearest[:, 0], nearest[:, -1]
     # numpy interpolates from the nearer end; the same here gives the same last bit
     return low + (high - low) * fraction if fraction < 0.5 else high - (high - low) * (1 - fraction)

@@ -170,7 +170,7 @@ def firing_runs(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -
     by no more than ``9 u M``. Where the level is found more than ``64 u M`` from the nearest pixel's value, at least
     ``3 e`` pixels lie between that pixel and the true crossing, which lies within ``e + 1/2`` of it or beyond the last
     pixel. So ``e < 1/4``: no pixel lies between the true crossing and the computed one, and none so close to it that
-    rounding matters. Blocks with any other row are asked pixel by pixel what the definition asks.
+    rounding matters. Any other row is asked pixel by pixel what the definition asks.
 
     Args:
         padded: ``[R, h + 2, w + 2]``, maps with their border cells repeated.
@@ -181,7 +181,10 @@ def firing_runs(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -
     like, numbers = padded.dtype, torch.finfo(padded.dtype)
     level = level[blocks.map]
     # rows of pixels in the first dimension: every operand is then long or constant in the second
-    left, right, largest = _ends(padded, blocks, grid, _down(blocks, grid, like))
+    corners = _corners(padded, blocks, grid)
+    t = _down(blocks, grid, torch.arange(grid.rows, device=level.device)[:, None], like)
+    left, right = (t.mul(b - a).add_(a) for a, b in corners)  # unclamped, which the bound allows for
+    largest = torch.stack([corner.abs() for pair in corners for corner in pair]).amax(0)
     count = grid.block_count.to(like)[blocks.block]
     start = _first_position(grid.block_first, grid.block_gap, grid.cells[1], grid.size[1])
     offset = (start.to(like) / (-2 * grid.cells[1]))[blocks.block]
@@ -194,11 +197,14 @@ def firing_runs(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -
     apart = nearest.sub_(offset).mul_(difference).sub_(rise, alpha=spacing).abs_()
     # infinite where the difference may be, and never so small that it is not held with full precision
     reach = torch.maximum(largest, level.abs()).mul_(4) * (8 * numbers.eps * spacing) + numbers.tiny * spacing
-    unsure = (apart.gt_(reach).amin(0) == 0).nonzero().flatten()
+    sure = apart.gt_(reach)
     crossing = crossing.ceil_().clamp_(zero, count)
     falling = difference.lt_(0)
+    unsure = (sure.amin(0) == 0).nonzero().flatten()  # few: looking for them in one dimension is faster
     if len(unsure):
-        crossing[:, unsure] = _asked(padded, level[unsure], blocks.at(unsure), falling[:, unsure], grid)
+        row, at = (sure.index_select(1, unsure) == 0).nonzero(as_tuple=True)
+        at = unsure[at]
+        crossing[row, at] = _asked(padded, level[at], blocks.at(at), row, falling[row, at], grid)
     row = torch.arange(grid.rows, device=level.device)[:, None]
     exists = (grid.row_count[blocks.row].to(like) - row.to(like)).clamp_(0, 1)
     on = torch.lerp(count - crossing, crossing, falling)  # exactly one or the other
@@ -210,33 +216,26 @@ def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tens
     return (2 * first + 1) * cells - pixels - 2 * pixels * (gap - 1)
 
 
-def _down(blocks: Blocks, grid: TileGrid, like: torch.dtype) -> Tensor:
-    """How far down from the upper cells to the lower the rows of pixels lie, by the definition: ``[K, A]``."""
+def _down(blocks: Blocks, grid: TileGrid, row: Tensor, like: torch.dtype) -> Tensor:
+    """How far down from the upper cells to the lower rows of pixels lie, by the definition."""
     device = blocks.row.device
     start = _first_position(grid.row_first, torch.arange(grid.cells[0] + 1, device=device), grid.cells[0], grid.size[0])
-    step = 2 * grid.cells[0] * torch.arange(grid.rows, device=device)[:, None]
-    return as_fraction(start.to(like)[blocks.row] + step.to(like), grid.size[0])
+    return as_fraction(start.to(like)[blocks.row] + (2 * grid.cells[0] * row).to(like), grid.size[0])
 
 
-def _ends(padded: Tensor, blocks: Blocks, grid: TileGrid, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The values of rows of pixels at their left and right cells, ``[K, A]``, and the corners' largest magnitude."""
-    stride = padded.shape[2]
+def _corners(padded: Tensor, blocks: Blocks, grid: TileGrid) -> list[tuple[Tensor, Tensor]]:
+    """The cells above and below on the left, and those on the right: ``[A]`` each."""
+    stride, cells = padded.shape[2], padded.flatten()
     corner = (blocks.map * padded.shape[1] + blocks.row) * stride + grid.block_gap[blocks.block]
-    cells = padded.flatten()
-    ends, largest = [], cells.new_zeros(1)
-    for upper in (corner, corner + 1):
-        a, b = cells[upper], cells[upper + stride]
-        low, high = torch.minimum(a, b), torch.maximum(a, b)
-        ends.append(t.mul(b - a).add_(a).clamp_(low, high))  # lerp, in fewer passes
-        largest = torch.maximum(largest, torch.maximum(low.abs(), high.abs()))
-    return ends[0], ends[1], largest
+    return [(cells.index_select(0, at), cells.index_select(0, at + stride)) for at in (corner, corner + 1)]
 
 
-def _asked(padded: Tensor, level: Tensor, blocks: Blocks, falling: Tensor, grid: TileGrid) -> Tensor:
-    """Pixels before the crossing, by the definition of each pixel: ``[K, A]``."""
-    left, right, _ = _ends(padded, blocks, grid, _down(blocks, grid, padded.dtype))
+def _asked(padded: Tensor, level: Tensor, blocks: Blocks, row: Tensor, falling: Tensor, grid: TileGrid) -> Tensor:
+    """Pixels before the crossing in one row of each block, by the definition of each pixel: ``[A]``."""
+    t = _down(blocks, grid, row, padded.dtype)
+    left, right = (lerp(a, b, t) for a, b in _corners(padded, blocks, grid))
     along = axis_position(grid.cells[1], grid.size[1], padded)[1]
-    column = torch.arange(_WIDTH, device=padded.device)[:, None, None]
+    column = torch.arange(_WIDTH, device=padded.device)[:, None]
     pixel = (grid.block_first[blocks.block] + column).clamp(max=grid.size[1] - 1)
     count = grid.block_count[blocks.block]
     on = ((lerp(left, right, along[pixel]) > level) & (column < count)).sum(0).to(padded.dtype)
