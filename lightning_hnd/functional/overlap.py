@@ -196,9 +196,10 @@ def _inside(
     for blocks in active_blocks(padded, level, grid).split(_BLOCKS):
         runs = firing_runs(padded, level, blocks, grid)
         area.index_add_(0, blocks.map, runs.pixels.long())
-        at = (image[blocks.map] - low) * grid.places + blocks.row * grid.blocks + blocks.block
-        masked = (first[at] < first[at + 1]).nonzero().flatten()
-        i, piece = _expand(first[at[masked]], first[at[masked] + 1])
+        at = torch.add(blocks.place, (image - low).index_select(0, blocks.map), alpha=grid.places)
+        masked = (first[1:] > first[:-1]).index_select(0, at).nonzero().flatten()
+        at = at[masked]
+        i, piece = _expand(first[at], first[at + 1])
         words = runs.words(masked).index_select(0, i).bitwise_and_(pieces.words.index_select(0, piece))
         yield blocks.map[masked[i]], pieces.concept[piece], count_bits(words).sum(-1)
 

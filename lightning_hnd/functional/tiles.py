@@ -14,7 +14,7 @@ what remains is "and" and counting bits. Every count equals that of the dense fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +77,21 @@ class TileGrid:
         """Blocks in all."""
         return self.row_first.shape[0] * self.blocks
 
+    @cached_property
+    def place_row(self) -> Tensor:
+        """``[places]`` int64, the row of tiles of each place."""
+        return torch.arange(self.places, device=self.row_first.device) // self.blocks
+
+    @cached_property
+    def place_block(self) -> Tensor:
+        """``[places]`` int64, the block in that row."""
+        return torch.arange(self.places, device=self.row_first.device) % self.blocks
+
+    @cached_property
+    def one_block_a_tile(self) -> bool:
+        """Whether blocks and tiles are the same."""
+        return torch.equal(self.block_gap, torch.arange(self.cells[1] + 1, device=self.block_gap.device))
+
     def words_of(self, masks: Tensor) -> Tensor:
         """Puts the pixels of masks into the words of each block.
 
@@ -101,13 +116,11 @@ class Blocks(NamedTuple):
 
     Attributes:
         map: ``[A]`` int64, the map of each, ascending.
-        row: ``[A]`` int64, its row of tiles.
-        block: ``[A]`` int64, its place in that row.
+        place: ``[A]`` int64, its place in the map.
     """
 
     map: Tensor
-    row: Tensor
-    block: Tensor
+    place: Tensor
 
     def at(self, some: Tensor) -> Blocks:
         """Some of them."""
@@ -155,9 +168,11 @@ def active_blocks(padded: Tensor, level: Tensor, grid: TileGrid) -> Blocks:
     above = padded > level[:, None, None]
     above = above[:, 1:] | above[:, :-1]
     above = above[:, :, 1:] | above[:, :, :-1]
-    if grid.blocks != above.shape[2] or not torch.equal(grid.block_gap, torch.arange(grid.blocks, device=level.device)):
+    if not grid.one_block_a_tile:
         above = above.index_select(2, grid.block_gap)  # a tile has several blocks, or no pixel at all
-    return Blocks(*above.nonzero(as_tuple=True))
+    found = above.flatten().nonzero().flatten()
+    map_ = found.div(grid.places, rounding_mode="floor")
+    return Blocks(map_, found - map_ * grid.places)
 
 
 def firing_runs(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> Runs:
@@ -165,9 +180,9 @@ def firing_runs(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -
 
     The crossing ``x`` is computed in pixels, and of the row's pixels the nearest to it is looked at. With ``D`` the
     difference of the row's ends, ``s`` the pixels between two cells, ``M`` the largest magnitude of level and
-    corners and ``u`` the unit roundoff: ``x`` is wrong by no more than ``e = 16 u M s / D`` (further out by a few
+    corners and ``u`` the unit roundoff: ``x`` is wrong by no more than ``e = 32 u M s / D`` (further out by a few
     ``u x`` more, where the side is all that matters), and rounding moves the value that the definition gives a pixel
-    by no more than ``9 u M``. Where the level is found more than ``64 u M`` from the nearest pixel's value, at least
+    by no more than ``9 u M``. Where the level is found more than ``128 u M`` from the nearest pixel's value, at least
     ``3 e`` pixels lie between that pixel and the true crossing, which lies within ``e + 1/2`` of it or beyond the last
     pixel. So ``e < 1/4``: no pixel lies between the true crossing and the computed one, and none so close to it that
     rounding matters. Any other row is asked pixel by pixel what the definition asks.
@@ -178,35 +193,35 @@ def firing_runs(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -
         blocks: Which blocks of them.
         grid: Their grid.
     """
-    like, numbers = padded.dtype, torch.finfo(padded.dtype)
-    level = level[blocks.map]
-    # rows of pixels in the first dimension: every operand is then long or constant in the second
-    corners = _corners(padded, blocks, grid)
-    t = _down(blocks, grid, torch.arange(grid.rows, device=level.device)[:, None], like)
-    left, right = (t.mul(b - a).add_(a) for a, b in corners)  # unclamped, which the bound allows for
-    largest = torch.stack([corner.abs() for pair in corners for corner in pair]).amax(0)
-    count = grid.block_count.to(like)[blocks.block]
+    like, numbers, spacing = padded.dtype, torch.finfo(padded.dtype), grid.size[1] / grid.cells[1]
+    level = level.index_select(0, blocks.map)
+    (a, b), (c, d) = _corners(padded, blocks, grid)
+    count, rows = (
+        table.to(like).index_select(0, blocks.place)
+        for table in (grid.block_count[grid.place_block], grid.row_count[grid.place_row])
+    )
     start = _first_position(grid.block_first, grid.block_gap, grid.cells[1], grid.size[1])
-    offset = (start.to(like) / (-2 * grid.cells[1]))[blocks.block]
-    spacing = grid.size[1] / grid.cells[1]
-    difference = right.sub_(left).add_(0.0)  # -0 becomes 0: of equal ends the sign of the rise decides
-    rise = torch.sub(level, left, out=left)
-    crossing = torch.add(offset, rise / difference, alpha=spacing)
+    offset = (start.to(like) / (-2 * grid.cells[1]))[grid.place_block].index_select(0, blocks.place)
+    # rows of pixels in the first dimension: every operand is then long or constant in the second
+    row = torch.arange(grid.rows, device=level.device)[:, None]
+    t = _down(blocks, grid, row, like)
+    difference = t.mul((d - c) - (b - a)).add_(c - a)  # of the right end and the left
+    rise = t.mul_((b - a) * -spacing).add_((level - a) * spacing)  # from the left end to the level, times spacing
+    crossing = torch.div(rise, difference).add_(offset)
     zero = count.new_zeros(1)
     nearest = crossing.round().clamp_(zero, count - 1)
-    apart = nearest.sub_(offset).mul_(difference).sub_(rise, alpha=spacing).abs_()
-    # infinite where the difference may be, and never so small that it is not held with full precision
-    reach = torch.maximum(largest, level.abs()).mul_(4) * (8 * numbers.eps * spacing) + numbers.tiny * spacing
-    sure = apart.gt_(reach)
+    apart = torch.addcmul(rise, nearest.sub_(offset), difference, value=-1, out=rise).abs_()
+    largest = torch.stack([a, b, c, d, level]).abs_().amax(0)
+    # infinite where any of these may be, and never so small that it is not held with full precision
+    reach = largest.mul_(8 * spacing) * (8 * numbers.eps) + numbers.tiny * spacing
     crossing = crossing.ceil_().clamp_(zero, count)
     falling = difference.lt_(0)
-    unsure = (sure.amin(0) == 0).nonzero().flatten()  # few: looking for them in one dimension is faster
+    unsure = (~(apart.amin(0) > reach)).nonzero().flatten()
     if len(unsure):
-        row, at = (sure.index_select(1, unsure) == 0).nonzero(as_tuple=True)
+        row_asked, at = (~(apart.index_select(1, unsure) > reach[unsure])).nonzero(as_tuple=True)
         at = unsure[at]
-        crossing[row, at] = _asked(padded, level[at], blocks.at(at), row, falling[row, at], grid)
-    row = torch.arange(grid.rows, device=level.device)[:, None]
-    exists = (grid.row_count[blocks.row].to(like) - row.to(like)).clamp_(0, 1)
+        crossing[row_asked, at] = _asked(padded, level[at], blocks.at(at), row_asked, falling[row_asked, at], grid)
+    exists = (rows - row.to(like)).clamp_(0, 1)
     on = torch.lerp(count - crossing, crossing, falling)  # exactly one or the other
     return Runs(falling, crossing, on.mul_(exists).sum(0))
 
@@ -218,16 +233,21 @@ def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tens
 
 def _down(blocks: Blocks, grid: TileGrid, row: Tensor, like: torch.dtype) -> Tensor:
     """How far down from the upper cells to the lower rows of pixels lie, by the definition."""
-    device = blocks.row.device
-    start = _first_position(grid.row_first, torch.arange(grid.cells[0] + 1, device=device), grid.cells[0], grid.size[0])
-    return as_fraction(start.to(like)[blocks.row] + (2 * grid.cells[0] * row).to(like), grid.size[0])
+    gap = torch.arange(grid.cells[0] + 1, device=row.device)
+    start = _first_position(grid.row_first, gap, grid.cells[0], grid.size[0]).to(like)[grid.place_row]
+    return as_fraction(start.index_select(0, blocks.place) + (2 * grid.cells[0] * row).to(like), grid.size[0])
 
 
 def _corners(padded: Tensor, blocks: Blocks, grid: TileGrid) -> list[tuple[Tensor, Tensor]]:
-    """The cells above and below on the left, and those on the right: ``[A]`` each."""
+    """The cells above and below on the left, and those on the right: ``[A]`` each, none of them -0."""
     stride, cells = padded.shape[2], padded.flatten()
-    corner = (blocks.map * padded.shape[1] + blocks.row) * stride + grid.block_gap[blocks.block]
-    return [(cells.index_select(0, at), cells.index_select(0, at + stride)) for at in (corner, corner + 1)]
+    place = grid.place_row * stride + grid.block_gap[grid.place_block]
+    corner = torch.add(place.index_select(0, blocks.place), blocks.map, alpha=padded.shape[1] * stride)
+    # 0 instead of -0: then no difference below is -0, whose quotient would have the wrong sign
+    upper_left, upper_right, lower_left, lower_right = (
+        cells.index_select(0, corner + step).add_(0.0) for step in (0, 1, stride, stride + 1)
+    )
+    return [(upper_left, lower_left), (upper_right, lower_right)]
 
 
 def _asked(padded: Tensor, level: Tensor, blocks: Blocks, row: Tensor, falling: Tensor, grid: TileGrid) -> Tensor:
@@ -236,8 +256,9 @@ def _asked(padded: Tensor, level: Tensor, blocks: Blocks, row: Tensor, falling: 
     left, right = (lerp(a, b, t) for a, b in _corners(padded, blocks, grid))
     along = axis_position(grid.cells[1], grid.size[1], padded)[1]
     column = torch.arange(_WIDTH, device=padded.device)[:, None]
-    pixel = (grid.block_first[blocks.block] + column).clamp(max=grid.size[1] - 1)
-    count = grid.block_count[blocks.block]
+    block = grid.place_block[blocks.place]
+    pixel = (grid.block_first[block] + column).clamp(max=grid.size[1] - 1)
+    count = grid.block_count[block]
     on = ((lerp(left, right, along[pixel]) > level) & (column < count)).sum(0).to(padded.dtype)
     return torch.lerp(count - on, on, falling)
 
