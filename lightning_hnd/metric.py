@@ -200,7 +200,8 @@ class DissectionMetric(Metric):
     def _drop_below(self, floor: Tensor | None) -> None:
         # once in a while, for it looks at all of them
         if floor is not None and self.kept_bytes > max(2 * self._kept_before, _LITTLE):
-            self._kept = [kept.select(kept.maps.flatten(1).amax(1) > floor[kept.unit]) for kept in self._kept]
+            for i, kept in enumerate(self._kept):  # one after the other, for there may be much
+                self._kept[i] = kept.select(kept.maps.flatten(1).amax(1) > floor[kept.unit])
             self._kept_before = self.kept_bytes
 
     # ------------------------------------------------------------------------------------------------------ counting

@@ -15,11 +15,14 @@ from lightning_hnd.activations import Grid, last_spatial, record, remark, resolv
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.metric import DissectionMetric
+from lightning_hnd.processes import Processes
 from lightning_hnd.rules import README, Rule
 from lightning_hnd.undisturbed import device_of, undisturbed
 
 BUDGET = 2**30
 """Bytes that the maps kept for counting may take, if nobody says otherwise."""
+
+ALONE = Processes()
 
 ForwardFn = Callable[[Any, Tensor], Any]
 """From the model and images ``[B, channels, H, W]`` to anything: one forward pass."""
@@ -116,6 +119,7 @@ def measure(
     progress: bool = False,
     budget: int = BUDGET,
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    processes: Processes = ALONE,
 ) -> dict[str, dict[str, Tensor]]:
     """Runs the dictionary through the model, once or twice, and returns the statistics of each layer.
 
@@ -130,22 +134,22 @@ def measure(
         progress: As in :func:`dissect`.
         budget: As in :func:`dissect`.
         context: What to run the forward pass in (mixed precision). Counting is outside it.
+        processes: Those that share the dictionary, batch by batch. All get the same result.
 
     Returns:
         For each layer what :meth:`DissectionMetric.compute` returns.
     """
     device = device_of(model)
     counting = torch.device("cpu") if device.type == "mps" else device  # thresholds need float64, which MPS lacks
-    num_local = dictionary.num_local
-    metrics = {
-        name: DissectionMetric(dictionary.ontology, quantile, num_local=num_local, sync_on_compute=False).to(counting)
-        for name in layers
-    }
+    options: dict[str, Any] = {"num_local": dictionary.num_local, "sync_on_compute": processes.size > 1}
+    metrics = {name: DissectionMetric(dictionary.ontology, quantile, **options).to(counting) for name in layers}
+    batch_size = processes.batch_size(batch_size, len(dictionary))
 
     def show(title: str, names: Sequence[str]) -> None:
         """One pass of the dictionary through the model, for the metrics of some layers."""
-        batches, count = dictionary.batches(batch_size), -(-len(dictionary) // batch_size)
-        with record(model, names) as outputs:
+        batches = dictionary.batches(batch_size, shard=processes.rank, num_shards=processes.size)
+        count = len(range(processes.rank * batch_size, len(dictionary), processes.size * batch_size))
+        with processes.together("showing the dictionary to the model"), record(model, names) as outputs:
             for batch in tqdm(batches, title, count, leave=False, disable=None if progress else True, delay=2):
                 outputs.clear()
                 with context():
@@ -161,7 +165,8 @@ def measure(
 
     with undisturbed(model):
         show("Dissecting", layers)
-        again = [name for name, metric in metrics.items() if metric.needs_second_pass]
+        flags = processes.any([metric.needs_second_pass for metric in metrics.values()])
+        again = [name for name, flag in zip(metrics, flags, strict=True) if flag]
         if again:
             warnings.warn(
                 f"the maps in which units may fire exceed budget={budget / 2**20:.0f} MiB, so that these layers are "
@@ -169,9 +174,17 @@ def measure(
                 stacklevel=2,
             )
             for name in again:
-                metrics[name].fix_thresholds()
+                metrics[name].let_go()
+        for metric in metrics.values():
+            with processes.together("counting"):
+                metric.fix_thresholds()
+        if again:
             show("Counting", again)
-        return {name: metric.compute() for name, metric in metrics.items()}
+        statistics = {}
+        for name, metric in metrics.items():
+            with processes.together("gathering the counts"):
+                statistics[name] = metric.compute()
+        return statistics
 
 
 def _keep_within(budget: int, metrics: Iterable[DissectionMetric]) -> None:
