@@ -71,18 +71,36 @@ def record(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list[A
 
     handles = [known[name].register_forward_hook(keep(name)) for name in layers]
     try:
-        with _eager():
+        with _eager(model):
             yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Compiled code does not call hooks: run it as written while they are in place."""
+def _eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Compiled code does not call hooks: run it as written while they are in place.
+
+    Raises:
+        ValueError: If a part of the model is compiled and this torch cannot do that.
+    """
     if hasattr(torch.compiler, "set_stance"):  # since torch 2.6
         return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+    for name, module in model.named_modules():
+        if _is_compiled(module):  # a hook would be silent, or be compiled into the training
+            raise ValueError(
+                f"{name.replace('_orig_mod.', '') or type(module).__name__!r} is compiled, and torch "
+                f"{torch.__version__} cannot run it as written for the time of a dissection; that takes torch >= 2.6. "
+                "With this one, do not compile what is dissected"
+            )
     return contextlib.nullcontext()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether by ``torch.compile(module)``, by ``module.compile()``, or in its ``forward`` alone, as Lightning does."""
+    wrapped = "_orig_mod" in module._modules
+    in_place = getattr(module, "_compiled_call_impl", None) is not None
+    return wrapped or in_place or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
 
 
 def unit_maps(name: str, outputs: Mapping[str, list[Any]], num_images: int, grid: Grid | None) -> Tensor:
@@ -103,8 +121,8 @@ def unit_maps(name: str, outputs: Mapping[str, list[Any]], num_images: int, grid
     passes = outputs.get(name, [])
     if not passes:
         raise ValueError(
-            f"layer {name!r} never fired its hook: the forward pass does not reach it, or it runs as compiled code "
-            "(torch.compile with torch < 2.6 hides submodules; dissect the module before it is compiled)"
+            f"layer {name!r} never fired its hook: the forward pass does not reach it, or reaches it in code that "
+            "calls no hooks (a TorchScript module, or, with torch < 2.6, a compiled function)"
         )
     if len(passes) > 1:
         raise ValueError(
@@ -147,7 +165,7 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, tuple[int
 
     handles = [module.register_forward_hook(note(name)) for name, module in named_layers(model).items()]
     try:
-        with _eager():
+        with _eager(model):
             run()
     finally:
         for handle in handles:

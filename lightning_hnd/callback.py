@@ -85,6 +85,8 @@ class HNDCallback(Callback):
             ``pl_module(images)`` is not it.
         batch_size: Dictionary images in a batch.
         budget: Bytes that maps in which units may fire may take; see :func:`~lightning_hnd.dissect`.
+        max_images: Show at most so many of the dictionary's images, the same every time; see
+            :meth:`FaceDictionary.sample`. None: all.
 
     Raises:
         ValueError: If a value is out of range, or ``size``, ``mean`` or ``std`` is given beside a FaceDictionary,
@@ -114,6 +116,7 @@ class HNDCallback(Callback):
         forward_fn: ForwardFn | None = None,
         batch_size: int = 64,
         budget: int = BUDGET,
+        max_images: int | None = None,
     ) -> None:
         self.rule = Rule(quantile, iou_threshold, firing_only)
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
@@ -121,6 +124,8 @@ class HNDCallback(Callback):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if budget < 0:
             raise ValueError(f"budget must not be negative, got {budget}")
+        if max_images is not None and max_images < 1:
+            raise ValueError(f"max_images must be at least 1, got {max_images}")
         if isinstance(dictionary, FaceDictionary):
             for name, given in (("size", size), ("mean", mean), ("std", std)):
                 if given is not None:
@@ -137,11 +142,12 @@ class HNDCallback(Callback):
         self._forward_fn = forward_fn
         self._batch_size = batch_size
         self._budget = budget
+        self._max_images = max_images
         self._begin()
 
     def _begin(self) -> None:
         """Forgets what belongs to one run."""
-        self.dictionary = self._given if isinstance(self._given, FaceDictionary) else None
+        self.dictionary = self._sampled(self._given) if isinstance(self._given, FaceDictionary) else None
         self.baseline: Dissection | None = None
         self.latest: Dissection | None = None
         self._names: tuple[str, ...] = ()
@@ -225,12 +231,15 @@ class HNDCallback(Callback):
         options: dict[str, Any] = {"mean": self._mean, "std": self._std, "channels": like.shape[1]}
         options["size"] = self._size if self._size is not None else (like.shape[2], like.shape[3])
         with kept_random_state(device_of(pl_module)):
-            self.dictionary = (
+            self.dictionary = self._sampled(
                 FaceDictionary.rendered(**options)
                 if self._given is None
                 else FaceDictionary.from_folder(self._given, **options)
             )
         rank_zero_info(f"HNDCallback: {self.dictionary}")
+
+    def _sampled(self, dictionary: FaceDictionary) -> FaceDictionary:
+        return dictionary if self._max_images is None else dictionary.sample(self._max_images)
 
     def _keys(self) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
@@ -336,6 +345,7 @@ class HNDCallback(Callback):
         return self._generate_state_key(
             layers=self._layers,
             rule=self.rule.name,
+            max_images=self._max_images,
             dictionary=self._given.fingerprint
             if isinstance(self._given, FaceDictionary)
             else self._given and str(self._given),

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.dictionary.photometric import require_photometric
+from lightning_hnd.dictionary.sampling import Strata, sample
 
 Crop: TypeAlias = tuple[float, float, float, float] | Callable[[Image.Image], tuple[float, float, float, float]]
 """A box ``(left, top, right, bottom)``: in shares of the picture, or from a function, in its pixels."""
@@ -336,6 +337,35 @@ class FaceDictionary:
             labels=tuple(self.labels[i] for i in chosen.tolist()),
             origin=f"{len(chosen)} images of {self.origin}",
         )
+
+    def sample(self, max_images: int, seed: int = 0) -> FaceDictionary:
+        """At most so many of the images, in which concepts, groups and sources keep their shares.
+
+        The same images in every process and at every call. A concept or group with a small share keeps a few
+        images more than it (up to eight, if it has them and there is room); none that has images is lost.
+
+        Args:
+            max_images: How many images to keep.
+            seed: Other seeds keep other images.
+
+        Returns:
+            A dictionary of ``max_images`` images in the order of this one; this one, if it has no more.
+
+        Raises:
+            ValueError: If ``max_images`` is too small for one image of each concept and group.
+
+        Example:
+            >>> from lightning_hnd import FaceDictionary
+            >>> faces = FaceDictionary.rendered(size=16, images=200)
+            >>> sampled = faces.sample(100)
+            >>> len(sampled), min(sampled.images_per_concept) >= min(8, min(faces.images_per_concept))
+            (100, True)
+        """
+        if max_images < 1:
+            raise ValueError(f"max_images must be at least 1, got {max_images}")
+        if max_images >= len(self):
+            return self
+        return self.subset(torch.from_numpy(sample(Strata.of(self), max_images, seed)))
 
 
 def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
