@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_hnd.activations import Grid, resolve_layers
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.model_input import InputStatistics, find_images, mismatch
+from lightning_hnd.model_input import DictionarySource, InputStatistics, find_images, mismatch
 from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_unknown
 from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, measure
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
 from lightning_hnd.report.keys import keys, prefix
-from lightning_hnd.report.tensorboard import write
+from lightning_hnd.report.loggers import write
 from lightning_hnd.rules import README, Rule
-from lightning_hnd.undisturbed import device_of, kept_random_state
+from lightning_hnd.undisturbed import device_of, kept_random_state, unlogged
 
 DRAWINGS = (
     "The faces of the built-in dictionary are drawings. A model that is trained on photographs sees them as something "
@@ -121,18 +119,9 @@ class HNDCallback(Callback):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if budget < 0:
             raise ValueError(f"budget must not be negative, got {budget}")
-        if isinstance(dictionary, FaceDictionary):
-            for name, given in (("size", size), ("mean", mean), ("std", std)):
-                if given is not None:
-                    own = getattr(dictionary, name)
-                    raise ValueError(f"{name}={given} is given, but the FaceDictionary has its own: {own}")
-        if isinstance(dictionary, str | Path) and not Path(dictionary).is_dir():
-            raise FileNotFoundError(f"there is no Face Dictionary at {dictionary}: no such folder")
-        self._given = dictionary
+        self._source = DictionarySource(dictionary, size, mean, std)
         self._layers = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
         self._every_n_epochs = every_n_epochs
-        self._size = size
-        self._mean, self._std = 0.5 if mean is None else mean, 0.5 if std is None else std
         self._grid = grid
         self._forward_fn = forward_fn
         self._batch_size = batch_size
@@ -141,7 +130,7 @@ class HNDCallback(Callback):
 
     def _begin(self) -> None:
         """Forgets what belongs to one run."""
-        self.dictionary = self._given if isinstance(self._given, FaceDictionary) else None
+        self.dictionary = self._source.known
         self.baseline: Dissection | None = None
         self.latest: Dissection | None = None
         self._names: tuple[str, ...] = ()
@@ -221,15 +210,8 @@ class HNDCallback(Callback):
             rank_zero_warn(warning)
 
     def _open_dictionary(self, pl_module: pl.LightningModule, like: torch.Tensor) -> None:
-        assert not isinstance(self._given, FaceDictionary)
-        options: dict[str, Any] = {"mean": self._mean, "std": self._std, "channels": like.shape[1]}
-        options["size"] = self._size if self._size is not None else (like.shape[2], like.shape[3])
         with kept_random_state(device_of(pl_module)):
-            self.dictionary = (
-                FaceDictionary.rendered(**options)
-                if self._given is None
-                else FaceDictionary.from_folder(self._given, **options)
-            )
+            self.dictionary = self._source.open(like)
         rank_zero_info(f"HNDCallback: {self.dictionary}")
 
     def _keys(self) -> list[str]:
@@ -243,16 +225,19 @@ class HNDCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Dissects the model, if it is time, and logs the result."""
-        if trainer.sanity_checking or self.dictionary is None:
+        if not self._is_due(trainer):
             return
-        epoch = trainer.current_epoch
-        if self._last_epoch is not None and 0 < epoch - self._last_epoch < self._every_n_epochs:
-            return
-        self._last_epoch = epoch
+        self._last_epoch = epoch = trainer.current_epoch
         self.latest = self._dissect(trainer, pl_module, at_start=False)
         for key, value in scalars(self.latest).items():
             pl_module.log(key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
         self._publish(trainer, self.latest, f"Epoch {epoch}, step {trainer.global_step}")
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        if trainer.sanity_checking or self.dictionary is None:
+            return False
+        last = self._last_epoch
+        return last is None or not 0 < trainer.current_epoch - last < self._every_n_epochs
 
     def _take_baseline(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = True
@@ -281,7 +266,7 @@ class HNDCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary
     ) -> dict[str, dict[str, torch.Tensor]]:
         context = trainer.precision_plugin.forward_context
-        with _unlogged(pl_module):
+        with unlogged(pl_module):
             if not self._names:
                 self._names, said = choose_layers(
                     pl_module,
@@ -318,9 +303,7 @@ class HNDCallback(Callback):
     def _write(self, trainer: pl.Trainer, dissection: Dissection, title: str, log_dir: Path) -> None:
         assert self.dictionary is not None
         show(dissection, title)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                write(logger.experiment, dissection, self.dictionary, _logged_step(trainer))
+        write(trainer.loggers, dissection, self.dictionary, _logged_step(trainer))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             when = "start" if dissection.info["at_start"] else f"epoch={trainer.current_epoch:04d}"
             mine = _dissecting(trainer).index(self)
@@ -333,13 +316,7 @@ class HNDCallback(Callback):
     @property
     def state_key(self) -> str:
         """Tells two HNDCallbacks of one Trainer apart."""
-        return self._generate_state_key(
-            layers=self._layers,
-            rule=self.rule.name,
-            dictionary=self._given.fingerprint
-            if isinstance(self._given, FaceDictionary)
-            else self._given and str(self._given),
-        )
+        return self._generate_state_key(layers=self._layers, rule=self.rule.name, dictionary=self._source.identity)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know: plain data."""
@@ -359,15 +336,3 @@ def _logged_step(trainer: pl.Trainer) -> int:
 
 def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:
     return [callback for callback in trainer.callbacks if isinstance(callback, HNDCallback)]  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _unlogged(pl_module: pl.LightningModule) -> Iterator[None]:
-    """While open, what the module logs in its forward goes nowhere: the dictionary is not its data."""
-    silent = dict.fromkeys(("log", "log_dict"), lambda *_args, **_kwargs: None)
-    vars(pl_module).update(silent)
-    try:
-        yield
-    finally:
-        for name in silent:
-            del vars(pl_module)[name]

@@ -1,15 +1,72 @@
-"""What a model is given in training, held against what a dictionary would give it."""
+"""What a model is given in training: a dictionary like it, and whether one is like it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_hnd.dictionary import FaceDictionary
+
+
+@dataclass(frozen=True)
+class DictionarySource:
+    """Where the faces come from, while it is not yet known of what size a model takes them.
+
+    Args:
+        given: A dictionary, the path of one in the released layout, or None for the built-in rendered faces.
+        size: Height and width, or one number for both. None: those of the images that the model gets.
+        mean: Subtracted from images in 0..1; None: 0.5.
+        std: Divides them then; None: 0.5.
+
+    Raises:
+        ValueError: If ``size``, ``mean`` or ``std`` is given beside a dictionary, which has its own.
+        FileNotFoundError: If ``given`` is a path that does not exist.
+    """
+
+    given: FaceDictionary | str | Path | None
+    size: int | tuple[int, int] | None = None
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.given, FaceDictionary):
+            for name in ("size", "mean", "std"):
+                if (value := getattr(self, name)) is not None:
+                    own = getattr(self.given, name)
+                    raise ValueError(f"{name}={value} is given, but the FaceDictionary has its own: {own}")
+        elif self.given is not None and not Path(self.given).is_dir():
+            raise FileNotFoundError(f"there is no Face Dictionary at {self.given}: no such folder")
+
+    @property
+    def known(self) -> FaceDictionary | None:
+        """The dictionary, if nothing has to be learnt of the model."""
+        return self.given if isinstance(self.given, FaceDictionary) else None
+
+    @property
+    def identity(self) -> str | None:
+        """What tells it from others: the fingerprint of a dictionary, the path of one, None for the rendered faces."""
+        if isinstance(self.given, FaceDictionary):
+            return self.given.fingerprint
+        return None if self.given is None else str(self.given)
+
+    def open(self, like: Tensor) -> FaceDictionary:
+        """The dictionary as a model takes it that gets images ``like [B, channels, H, W]``."""
+        if isinstance(self.given, FaceDictionary):
+            return self.given
+        options: dict[str, Any] = {
+            "size": (like.shape[2], like.shape[3]) if self.size is None else self.size,
+            "channels": like.shape[1],
+            "mean": 0.5 if self.mean is None else self.mean,
+            "std": 0.5 if self.std is None else self.std,
+        }
+        if self.given is None:
+            return FaceDictionary.rendered(**options)
+        return FaceDictionary.from_folder(self.given, **options)
 
 
 def find_images(batch: Any) -> Tensor | None:

@@ -1,8 +1,10 @@
-"""A dissection in TensorBoard: table, histogram, overlays. The scalars go through Lightning's own logging."""
+"""A dissection in the loggers of a run: pictures and tables. Scalars go through Lightning's own logging."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
@@ -11,15 +13,22 @@ from lightning_hnd.report.keys import prefix
 from lightning_hnd.report.tables import markdown_table
 
 
-def write(writer: Any, dissection: Dissection, dictionary: FaceDictionary, step: int) -> None:
-    """Writes what is not a scalar.
+def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDictionary, step: int) -> None:
+    """Writes what is not a scalar to each logger that takes it.
 
     Args:
-        writer: A TensorBoard ``SummaryWriter``.
+        loggers: Those of the Trainer.
         dissection: Any.
         dictionary: The one it was made with.
         step: Where on the axis it belongs.
     """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            _tensorboard(logger, dissection, dictionary, step)
+
+
+def _tensorboard(logger: TensorBoardLogger, dissection: Dissection, dictionary: FaceDictionary, step: int) -> None:
+    writer = logger.experiment
     writer.add_text(f"hnd/assignments/{dissection.rule.name}", markdown_table(dissection), step)
     for layer in dissection:
         key = prefix(layer.name, dissection.rule.name)
