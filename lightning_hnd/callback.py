@@ -58,11 +58,11 @@ class HNDCallback(Callback):
     ``group/<concept>/<group>`` units paired with the group (``group/gender/Female``)
     ==========================  =========================================================================
 
-    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. To TensorBoard go
-    also a table of the strongest assignments, the histogram of concepts and the faces that the strongest
-    units fire on. Each dissection is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``, the baseline
-    as ``start-step=<step>.hnd``: see :class:`~lightning_hnd.Dissection`. A second HNDCallback of one Trainer
-    writes to ``<log_dir>/hnd-2``.
+    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. To TensorBoard,
+    W&B and MLflow go also a table of the strongest assignments, the histogram of concepts and the faces that
+    the strongest units fire on. Each dissection is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``,
+    the baseline as ``start-step=<step>.hnd``: see :class:`~lightning_hnd.Dissection`. A second HNDCallback of
+    one Trainer writes to ``<log_dir>/hnd-2``.
 
     Args:
         dictionary: The faces to show to the model: a :class:`~lightning_hnd.FaceDictionary`, or the path of

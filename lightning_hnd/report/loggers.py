@@ -1,20 +1,44 @@
-"""A dissection in the loggers of a run: pictures and tables. Scalars go through Lightning's own logging."""
+"""A dissection in the loggers of a run: pictures and tables. Scalars go through Lightning's own logging.
+
+One function for each kind of logger that takes more than scalars; the others get none of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_hnd.dictionary import FaceDictionary
-from lightning_hnd.dissection import Dissection
-from lightning_hnd.report.figures import concept_histogram, overlays
+from lightning_hnd.dissection import Dissection, LayerDissection
+from lightning_hnd.faults import tolerated
+from lightning_hnd.report.figures import Picture, concept_histogram, overlays
 from lightning_hnd.report.keys import prefix
-from lightning_hnd.report.tables import markdown_table
+from lightning_hnd.report.tables import COLUMNS, layer_markdown
+
+ROWS = 20
+"""Units in a table at most."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What is shown of a layer: the strongest units as a table, and pictures by name."""
+
+    key: str
+    layer: LayerDissection
+    pictures: dict[str, Picture]
 
 
 def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDictionary, step: int) -> None:
-    """Writes what is not a scalar to each logger that takes it.
+    """Writes what is not a scalar to each logger that takes it: under ``hnd/<layer>/<rule>/``.
+
+    - ``assignments``: a table of the strongest units
+    - ``concepts``: the histogram of concepts
+    - ``overlays``: the faces that the strongest units fire on
+
+    A logger that fails at it, for instance since its API is another one by now, is warned of and left.
 
     Args:
         loggers: Those of the Trainer.
@@ -22,15 +46,50 @@ def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDic
         dictionary: The one it was made with.
         step: Where on the axis it belongs.
     """
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            _tensorboard(logger, dissection, dictionary, step)
+    takers = [(logger, take) for logger in loggers for kind, take in _TAKERS.items() if isinstance(logger, kind)]
+    if not takers:
+        return
+    exhibits = [
+        Exhibit(
+            prefix(layer.name, dissection.rule.name),
+            layer,
+            {"concepts": concept_histogram(layer), "overlays": overlays(layer, dictionary)},
+        )
+        for layer in dissection
+    ]
+    for logger, take in takers:
+        with tolerated(
+            f"write tables and pictures of step {step} to {type(logger).__name__}",
+            "Its scalars, the other loggers and the files are not concerned.",
+        ):
+            for exhibit in exhibits:
+                take(logger, exhibit, step)
 
 
-def _tensorboard(logger: TensorBoardLogger, dissection: Dissection, dictionary: FaceDictionary, step: int) -> None:
+def _tensorboard(logger: TensorBoardLogger, exhibit: Exhibit, step: int) -> None:
     writer = logger.experiment
-    writer.add_text(f"hnd/assignments/{dissection.rule.name}", markdown_table(dissection), step)
-    for layer in dissection:
-        key = prefix(layer.name, dissection.rule.name)
-        writer.add_image(f"{key}/concepts", concept_histogram(layer), step, dataformats="HWC")
-        writer.add_image(f"{key}/overlays", overlays(layer, dictionary), step, dataformats="HWC")
+    writer.add_text(f"{exhibit.key}/assignments", layer_markdown(exhibit.layer, ROWS), step)
+    for name, picture in exhibit.pictures.items():
+        writer.add_image(f"{exhibit.key}/{name}", picture, step, dataformats="HWC")
+
+
+def _wandb(logger: WandbLogger, exhibit: Exhibit, step: int) -> None:
+    rows = [list(row) for row in exhibit.layer.assignments(ROWS)]
+    logger.log_table(f"{exhibit.key}/assignments", columns=list(COLUMNS), data=rows, step=step)
+    for name, picture in exhibit.pictures.items():
+        logger.log_image(f"{exhibit.key}/{name}", [picture], step=step)
+
+
+def _mlflow(logger: MLFlowLogger, exhibit: Exhibit, step: int) -> None:
+    client, run = logger.experiment, logger.run_id
+    key = re.sub(r"[^a-zA-Z0-9_/. -]+", "", exhibit.key)  # as MLFlowLogger does with the scalars' keys
+    client.log_text(run, layer_markdown(exhibit.layer, ROWS), f"{key}/assignments/step={step:08d}.md")
+    for name, picture in exhibit.pictures.items():
+        client.log_image(run, picture, key=f"{key}/{name}", step=step)
+
+
+_TAKERS: dict[type[Logger], Callable[..., None]] = {
+    TensorBoardLogger: _tensorboard,
+    WandbLogger: _wandb,
+    MLFlowLogger: _mlflow,
+}
