@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.undisturbed import kept_random_state
+
+DRAWINGS = (
+    "The faces of the built-in dictionary are drawings. A model that is trained on photographs sees them as something "
+    "foreign: take what is said of its units as a first look, not as a finding. For findings give a dictionary of "
+    "photographs: HNDCallback(dictionary='path/to/visual_dictionary')."
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,59 @@ class DictionarySource:
         if self.given is None:
             return FaceDictionary.rendered(**options)
         return FaceDictionary.from_folder(self.given, **options)
+
+
+class LearntDictionary:
+    """The dictionary of a run: of the size and channels that the model is seen to get, and held against the rest.
+
+    Args:
+        source: Where the faces come from.
+
+    Attributes:
+        source: The same.
+        dictionary: None until it is known.
+    """
+
+    def __init__(self, source: DictionarySource) -> None:
+        self.source = source
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets what was learnt of a model."""
+        self.dictionary = self.source.known
+        self._compared = False
+
+    def open(self, like: Tensor, device: torch.device) -> FaceDictionary:
+        """Makes the dictionary for a model on ``device`` that gets images ``like [B, channels, H, W]``."""
+        with kept_random_state(device):
+            self.dictionary = self.source.open(like)
+        rank_zero_info(f"HNDCallback: {self.dictionary}")
+        return self.dictionary
+
+    def learn(self, batch: Any, device: torch.device) -> None:
+        """Looks at the first batch that a model on ``device`` gets, and warns if the dictionary is unlike it.
+
+        Raises:
+            ValueError: If nothing is known of the size of images yet, and the batch has none.
+        """
+        if self._compared:
+            return
+        images = find_images(batch)
+        if images is None and self.dictionary is None:
+            raise ValueError(
+                "HNDCallback found no images [B, 1 or 3, H, W] in the batch, from which it would learn their size "
+                "and channels; give the module an example_input_array, or HNDCallback a FaceDictionary"
+            )
+        if images is None:
+            return
+        dictionary = self.open(images, device) if self.dictionary is None else self.dictionary
+        self._compared = True
+        if dictionary.drawn:
+            rank_zero_warn(DRAWINGS)
+        with kept_random_state(device):
+            warning = mismatch(InputStatistics.of(images), dictionary)
+        if warning is not None:
+            rank_zero_warn(warning)
 
 
 def find_images(batch: Any) -> Tensor | None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection, LayerDissection
@@ -29,6 +31,20 @@ class Exhibit:
     key: str
     layer: LayerDissection
     pictures: dict[str, Picture]
+
+
+def log_dir(trainer: pl.Trainer) -> Path:
+    """Where what belongs to this run goes, and to no other: the folder in which Lightning makes ``checkpoints``.
+
+    For the process of rank zero.
+    """
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        return Path(logger.log_dir)
+    parts = [str(part) for part in (logger.name, logger.version) if part is not None]
+    return Path(logger.save_dir or trainer.default_root_dir, *parts)
 
 
 def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDictionary, step: int) -> None:
@@ -60,7 +76,7 @@ def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDic
     for logger, take in takers:
         with tolerated(
             f"write tables and pictures of step {step} to {type(logger).__name__}",
-            "Its scalars, the other loggers and the files are not concerned.",
+            "Its scalars, the other loggers and the files are not concerned",
         ):
             for exhibit in exhibits:
                 take(logger, exhibit, step)
