@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_hnd.activations import Grid, resolve_layers
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.model_input import InputStatistics, find_images, mismatch
-from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_unknown
+from lightning_hnd.faults import tolerated
+from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
+from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_stopping_at_nan, refuse_unknown
 from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, measure
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
+from lightning_hnd.report.files import RunFiles
 from lightning_hnd.report.keys import keys, prefix
-from lightning_hnd.report.tensorboard import write
+from lightning_hnd.report.loggers import log_dir, write
 from lightning_hnd.rules import README, Rule
-from lightning_hnd.undisturbed import device_of, kept_random_state
-
-DRAWINGS = (
-    "The faces of the built-in dictionary are drawings. A model that is trained on photographs sees them as something "
-    "foreign: take what is said of its units as a first look, not as a finding. For findings give a dictionary of "
-    "photographs: HNDCallback(dictionary='path/to/visual_dictionary')."
-)
+from lightning_hnd.undisturbed import device_of, unlogged
 
 
 class HNDCallback(Callback):
@@ -48,7 +45,7 @@ class HNDCallback(Callback):
     callback, to the bit.
 
     **Logged scalars**, through Lightning's own logging, so that any logger, ``ModelCheckpoint(monitor=...)``
-    and ``EarlyStopping`` see them. All under ``hnd/<layer>/<rule>/``, the same in every epoch:
+    and ``EarlyStopping`` see them. All but the last under ``hnd/<layer>/<rule>/``, the same at every dissection:
 
     ==========================  =========================================================================
     ``interpretable_units``     units paired with at least one local concept
@@ -58,13 +55,19 @@ class HNDCallback(Callback):
     ``region/<region>``         interpretable units of the region
     ``kind/<kind>``             units paired with a concept of the kind (``part``, ``attribute``, ...)
     ``group/<concept>/<group>`` units paired with the group (``group/gender/Female``)
+    ``hnd/seconds``             what the dissection took, with its files and pictures; that of a second
+                                HNDCallback of the Trainer is ``hnd/seconds-2``
     ==========================  =========================================================================
 
-    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. To TensorBoard go
-    also a table of the strongest assignments, the histogram of concepts and the faces that the strongest
-    units fire on. Each dissection is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``, the baseline
-    as ``start-step=<step>.hnd``: see :class:`~lightning_hnd.Dissection`. A second HNDCallback of one Trainer
-    writes to ``<log_dir>/hnd-2``.
+    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. To TensorBoard,
+    W&B and MLflow go also a table of the strongest assignments, the histogram of concepts and the faces that
+    the strongest units fire on. Each dissection of a fit is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``,
+    the baseline as ``start-step=<step>.hnd``: see :class:`~lightning_hnd.Dissection` and
+    :func:`~lightning_hnd.report.history`. A second HNDCallback of one Trainer, and a second run in the same
+    ``log_dir``, writes to ``<log_dir>/hnd-2``.
+
+    ``trainer.validate`` on its own dissects and logs, and writes no file; ``trainer.test`` and ``trainer.predict``
+    do not dissect. What happens when something fails is listed in ``docs/faults.md``.
 
     Args:
         dictionary: The faces to show to the model: a :class:`~lightning_hnd.FaceDictionary`, or the path of
@@ -72,7 +75,11 @@ class HNDCallback(Callback):
         layers: Dotted names or globs, one or several. None: the last spatial output that the forward pass
             reaches; the choice is printed.
         every_n_epochs: Dissect when so many epochs have passed since the last time; the first validation
-            epoch always.
+            epoch always. In an epoch with several validations (``val_check_interval``), at each of them.
+        at_train_epoch_end: Whether to dissect when a training epoch ends, instead of at validation: for modules
+            that have none.
+        on_error: What to do when a dissection fails after the first step: end the run, or warn, log NaN under
+            each key and go on. What fails before the first step is always raised, and so is want of memory.
         quantile: Fraction of a unit's activations that exceed its threshold.
         iou_threshold: The bar that a local unit's best IoU must exceed.
         firing_only: Whether only images in which a unit fires count in its IoU, as in the released code.
@@ -89,14 +96,14 @@ class HNDCallback(Callback):
             :meth:`FaceDictionary.sample`. None: all.
 
     Raises:
+        TypeError: If the Trainer is not one of ``lightning.pytorch``.
         ValueError: If a value is out of range, or ``size``, ``mean`` or ``std`` is given beside a FaceDictionary,
             which has its own. Before the first step also: if a layer does not exist or does not run, the
-            dictionary is damaged, activations are not finite, somebody monitors a key that will not be logged
-            or goes stale, or the module is split over devices.
+            dictionary is damaged, activations are not finite, somebody monitors a key that will not be logged,
+            goes stale or may be NaN, or the module is split over devices.
         FileNotFoundError: If ``dictionary`` is a path that does not exist.
 
     Attributes:
-        dictionary: The dictionary, once it is known.
         baseline: The dissection at start.
         latest: The latest dissection.
     """
@@ -106,6 +113,8 @@ class HNDCallback(Callback):
         dictionary: FaceDictionary | str | Path | None = None,
         layers: str | Sequence[str] | None = None,
         every_n_epochs: int = 1,
+        at_train_epoch_end: bool = False,
+        on_error: Literal["raise", "warn"] = "raise",
         quantile: float = README.quantile,
         iou_threshold: float = README.iou_threshold,
         firing_only: bool = README.firing_only,
@@ -124,64 +133,81 @@ class HNDCallback(Callback):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if budget < 0:
             raise ValueError(f"budget must not be negative, got {budget}")
-        if max_images is not None and max_images < 1:
-            raise ValueError(f"max_images must be at least 1, got {max_images}")
-        if isinstance(dictionary, FaceDictionary):
-            for name, given in (("size", size), ("mean", mean), ("std", std)):
-                if given is not None:
-                    own = getattr(dictionary, name)
-                    raise ValueError(f"{name}={given} is given, but the FaceDictionary has its own: {own}")
-        if isinstance(dictionary, str | Path) and not Path(dictionary).is_dir():
-            raise FileNotFoundError(f"there is no Face Dictionary at {dictionary}: no such folder")
-        self._given = dictionary
+        if on_error not in ("raise", "warn"):
+            raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}")
+        self._faces = LearntDictionary(DictionarySource(dictionary, size, mean, std, max_images))
         self._layers = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
         self._every_n_epochs = every_n_epochs
-        self._size = size
-        self._mean, self._std = 0.5 if mean is None else mean, 0.5 if std is None else std
+        self._at_train_epoch_end = at_train_epoch_end
+        self._tolerant = on_error == "warn"
         self._grid = grid
         self._forward_fn = forward_fn
         self._batch_size = batch_size
         self._budget = budget
-        self._max_images = max_images
         self._begin()
 
     def _begin(self) -> None:
         """Forgets what belongs to one run."""
-        self.dictionary = self._sampled(self._given) if isinstance(self._given, FaceDictionary) else None
+        self._forget_model()
         self.baseline: Dissection | None = None
         self.latest: Dissection | None = None
-        self._names: tuple[str, ...] = ()
         self._last_epoch: int | None = None
-        self._compared = False
         self._baseline_scalars: dict[str, float] = {}
+        self._files = RunFiles()
         self._started = False
+
+    def _forget_model(self) -> None:
+        self._faces.forget()
+        self._names: tuple[str, ...] = ()
+
+    @property
+    def dictionary(self) -> FaceDictionary | None:
+        """The dictionary, once it is known."""
+        return self._faces.dictionary
 
     # ------------------------------------------------------------------------------------- before the first step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks what can be checked before anything runs; what a checkpoint remembers is loaded after this."""
-        if stage == "fit" and trainer.global_step == 0:  # not where a run goes on
-            self._begin()
+        if not isinstance(trainer, pl.Trainer):
+            raise TypeError(
+                f"HNDCallback is a callback of lightning.pytorch, and this Trainer is of {type(trainer).__module__}: "
+                "import Trainer and LightningModule from lightning.pytorch instead (`import lightning as L`)"
+            )
+        if stage not in (TrainerFn.FITTING, TrainerFn.VALIDATING):
+            return
+        if trainer.global_step == 0:  # not where a run goes on
+            if stage == TrainerFn.FITTING:
+                self._begin()
+            else:
+                self._forget_model()
         supported = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
         if not supported or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy to Lightning
             raise ValueError(
                 f"HNDCallback does not support {type(trainer.strategy).__name__} yet: the module must be whole on "
                 "each device (one device, or DDP)"
             )
-        if stage == "fit":
+        if trainer.barebones:
+            rank_zero_warn("HNDCallback does nothing in Trainer(barebones=True), which measures raw speed")
+        elif stage == TrainerFn.FITTING:
             refuse_stale(trainer, self._every_n_epochs)
+            if self._tolerant:
+                refuse_stopping_at_nan(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the layers, and the size where the module has an ``example_input_array``."""
+        if trainer.barebones:
+            return
         if self._layers is not None:
             self._names = resolve_layers(pl_module, self._layers)
         example = find_images(pl_module.example_input_array)
         if self.dictionary is None and example is not None:
-            self._open_dictionary(pl_module, example)
-        if not trainer.enable_validation:
+            self._faces.open(example, device_of(pl_module))
+        if not trainer.enable_validation and not self._at_train_epoch_end:
             rank_zero_warn(
                 "HNDCallback dissects at validation, and this run has none (no validation_step or dataloader, or "
-                "limit_val_batches=0): only the state at start will be seen"
+                "limit_val_batches=0): only the state at start will be seen. To dissect when a training epoch ends "
+                "give HNDCallback(at_train_epoch_end=True)"
             )
         refuse_stale(trainer, self._every_n_epochs)
 
@@ -189,57 +215,21 @@ class HNDCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Learns from the first batch what the model gets."""
-        self._learn(pl_module, batch)
+        if not trainer.barebones:
+            self._faces.learn(batch, device_of(pl_module))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, if the dictionary is known by now."""
-        if self.dictionary is not None:
-            self._take_baseline(trainer, pl_module)
+        if self.dictionary is not None and not trainer.barebones:
+            self._start(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Takes the baseline before the first step, if nothing told the size before."""
-        if not self._started:
-            self._learn(pl_module, batch)
-            self._take_baseline(trainer, pl_module)
-
-    def _learn(self, pl_module: pl.LightningModule, batch: Any) -> None:
-        if self._compared:
-            return
-        images = find_images(batch)
-        if images is None:
-            if self.dictionary is None:
-                raise ValueError(
-                    "HNDCallback found no images [B, 1 or 3, H, W] in the batch, from which it would learn their size "
-                    "and channels; give the module an example_input_array, or HNDCallback a FaceDictionary"
-                )
-            return
-        if self.dictionary is None:
-            self._open_dictionary(pl_module, images)
-        assert self.dictionary is not None
-        self._compared = True
-        if self.dictionary.drawn:
-            rank_zero_warn(DRAWINGS)
-        with kept_random_state(device_of(pl_module)):
-            warning = mismatch(InputStatistics.of(images), self.dictionary)
-        if warning is not None:
-            rank_zero_warn(warning)
-
-    def _open_dictionary(self, pl_module: pl.LightningModule, like: torch.Tensor) -> None:
-        assert not isinstance(self._given, FaceDictionary)
-        options: dict[str, Any] = {"mean": self._mean, "std": self._std, "channels": like.shape[1]}
-        options["size"] = self._size if self._size is not None else (like.shape[2], like.shape[3])
-        with kept_random_state(device_of(pl_module)):
-            self.dictionary = self._sampled(
-                FaceDictionary.rendered(**options)
-                if self._given is None
-                else FaceDictionary.from_folder(self._given, **options)
-            )
-        rank_zero_info(f"HNDCallback: {self.dictionary}")
-
-    def _sampled(self, dictionary: FaceDictionary) -> FaceDictionary:
-        return dictionary if self._max_images is None else dictionary.sample(self._max_images)
+        if not self._started and not trainer.barebones:
+            self._faces.learn(batch, device_of(pl_module))
+            self._start(trainer, pl_module)
 
     def _keys(self) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
@@ -252,31 +242,68 @@ class HNDCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Dissects the model, if it is time, and logs the result."""
-        if trainer.sanity_checking or self.dictionary is None:
-            return
-        epoch = trainer.current_epoch
-        if self._last_epoch is not None and 0 < epoch - self._last_epoch < self._every_n_epochs:
-            return
-        self._last_epoch = epoch
-        self.latest = self._dissect(trainer, pl_module, at_start=False)
-        for key, value in scalars(self.latest).items():
-            pl_module.log(key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
-        self._publish(trainer, self.latest, f"Epoch {epoch}, step {trainer.global_step}")
+        if self._is_due(trainer, train_epoch_end=False):
+            self._dissect_and_log(trainer, pl_module)
 
-    def _take_baseline(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, where ``at_train_epoch_end`` asks for it."""
+        if self._is_due(trainer, train_epoch_end=True):
+            self._dissect_and_log(trainer, pl_module)
+
+    def _is_due(self, trainer: pl.Trainer, *, train_epoch_end: bool) -> bool:
+        """The one place that decides whether to dissect now."""
+        if trainer.sanity_checking or trainer.barebones or self.dictionary is None:
+            return False
+        if trainer.state.fn != TrainerFn.FITTING:  # trainer.validate: asked for
+            return True
+        last = self._last_epoch
+        passed = last is None or not 0 < trainer.current_epoch - last < self._every_n_epochs
+        return passed and train_epoch_end == self._at_train_epoch_end
+
+    def _dissect_and_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        began = time.monotonic()
+        moment = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if fitting:
+            self._last_epoch = trainer.current_epoch
+        tolerate = self._tolerant and fitting
+        found: Dissection | None = None
+        with tolerated(f"dissect the model at {moment}", "Its scalars are NaN; training goes on", tolerate=tolerate):
+            found = self._dissect(trainer, pl_module, at_start=False)
+        if tolerate and not trainer.strategy.reduce_boolean_decision(found is not None):
+            found = None  # what one process lacks no process has
+        values = dict.fromkeys(self._keys(), math.nan)
+        if found is not None:
+            self.latest, values = found, scalars(found)
+            self._publish(trainer, found, moment.capitalize())
+        values[self._seconds_key(trainer)] = time.monotonic() - began
+        for key, value in values.items():
+            pl_module.log(key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
+
+    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the baseline, or takes up the history of a run that goes on."""
         self._started = True
         if self._baseline_scalars:
-            rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
-            assert self.dictionary is not None
-            self._measure(trainer, pl_module, self.dictionary.subset(range(1)))  # fails now rather than later
+            self._go_on(trainer, pl_module)
             return
+        began = time.monotonic()
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
         self._baseline_scalars = scalars(self.baseline)
-        # self.log here would be recorded at the first epoch's step, behind that epoch's own value
-        for logger in trainer.loggers:
-            logger.log_metrics(self._baseline_scalars, step=_logged_step(trainer))
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
         self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})")
+        values = {**self._baseline_scalars, self._seconds_key(trainer): time.monotonic() - began}
+        # self.log here would be recorded at the first epoch's step, behind that epoch's own value
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=_logged_step(trainer))
+
+    def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
+        assert self.dictionary is not None
+        self._measure(trainer, pl_module, self.dictionary.subset(range(1)))  # fails now rather than later
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            with tolerated("take up the run's earlier dissections", "Training goes on", tolerate=self._tolerant):
+                self._files.resume(log_dir(trainer))
+                self.baseline = self._files.baseline() if self.baseline is None else self.baseline
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         assert self.dictionary is not None
@@ -290,7 +317,7 @@ class HNDCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary
     ) -> dict[str, dict[str, torch.Tensor]]:
         context = trainer.precision_plugin.forward_context
-        with _unlogged(pl_module):
+        with unlogged(pl_module):
             if not self._names:
                 self._names, said = choose_layers(
                     pl_module,
@@ -305,7 +332,7 @@ class HNDCallback(Callback):
             others = [key for callback in _dissecting(trainer) if callback is not self for key in callback._keys()]
             refuse_shared(self._keys(), others)
             if len(_dissecting(trainer)) == 1:  # what another one will log, this one cannot know
-                refuse_unknown(trainer, self._keys())
+                refuse_unknown(trainer, [*self._keys(), self._seconds_key(trainer)])
             return measure(
                 pl_module,
                 dictionary,
@@ -320,22 +347,24 @@ class HNDCallback(Callback):
             )
 
     def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str) -> None:
-        log_dir = trainer.log_dir or trainer.default_root_dir  # all ranks must ask for it
-        if trainer.is_global_zero:
-            self._write(trainer, dissection, title, Path(log_dir))
-
-    def _write(self, trainer: pl.Trainer, dissection: Dissection, title: str, log_dir: Path) -> None:
+        """Shows a dissection on the console and to loggers, and keeps that of a fit in a file."""
+        if not trainer.is_global_zero:
+            return
         assert self.dictionary is not None
         show(dissection, title)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                write(logger.experiment, dissection, self.dictionary, _logged_step(trainer))
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            when = "start" if dissection.info["at_start"] else f"epoch={trainer.current_epoch:04d}"
-            mine = _dissecting(trainer).index(self)
-            folder = log_dir / ("hnd" if mine == 0 else f"hnd-{mine + 1}")
-            folder.mkdir(parents=True, exist_ok=True)
-            dissection.save(folder / f"{when}-step={trainer.global_step:08d}.hnd")
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            with tolerated(
+                f"write the dissection of epoch {trainer.current_epoch}, step {trainer.global_step} to a file",
+                "Its scalars are logged; training goes on",
+                tolerate=self._tolerant,
+            ):
+                self._files.save(dissection, log_dir(trainer))
+        write(trainer.loggers, dissection, self.dictionary, _logged_step(trainer))
+
+    def _seconds_key(self, trainer: pl.Trainer) -> str:
+        """Each HNDCallback of a Trainer has its own."""
+        mine = _dissecting(trainer).index(self)
+        return "hnd/seconds" if mine == 0 else f"hnd/seconds-{mine + 1}"
 
     # -------------------------------------------------------------------------------------------------------- state
 
@@ -345,21 +374,25 @@ class HNDCallback(Callback):
         return self._generate_state_key(
             layers=self._layers,
             rule=self.rule.name,
-            max_images=self._max_images,
-            dictionary=self._given.fingerprint
-            if isinstance(self._given, FaceDictionary)
-            else self._given and str(self._given),
+            dictionary=self._faces.source.identity,
+            max_images=self._faces.source.max_images,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know: plain data."""
-        return {"last_epoch": self._last_epoch, "baseline": dict(self._baseline_scalars), "layers": list(self._names)}
+        return {
+            "last_epoch": self._last_epoch,
+            "baseline": dict(self._baseline_scalars),
+            "layers": list(self._names),
+            "files": self._files.state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where a run left off."""
         self._last_epoch = state_dict["last_epoch"]
         self._baseline_scalars = dict(state_dict["baseline"])
         self._names = tuple(state_dict["layers"])
+        self._files = RunFiles(state_dict.get("files"))
 
 
 def _logged_step(trainer: pl.Trainer) -> int:
@@ -369,15 +402,3 @@ def _logged_step(trainer: pl.Trainer) -> int:
 
 def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:
     return [callback for callback in trainer.callbacks if isinstance(callback, HNDCallback)]  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _unlogged(pl_module: pl.LightningModule) -> Iterator[None]:
-    """While open, what the module logs in its forward goes nowhere: the dictionary is not its data."""
-    silent = dict.fromkeys(("log", "log_dict"), lambda *_args, **_kwargs: None)
-    vars(pl_module).update(silent)
-    try:
-        yield
-    finally:
-        for name in silent:
-            del vars(pl_module)[name]

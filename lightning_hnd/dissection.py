@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ from lightning_hnd.concepts import Ontology
 from lightning_hnd.functional import pair_concepts, pair_groups
 from lightning_hnd.functional.affinity import combine_affinity
 from lightning_hnd.rules import Rule
+from lightning_hnd.whole_files import whole_file
 
 FORMAT = 1
 """Version of the file format."""
@@ -357,16 +357,9 @@ class Dissection:
             "layers": list(self.layers),
         }
         arrays = {f"{i}.{key}": value for i, layer in enumerate(self) for key, value in layer.statistics.items()}
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with aside.open("wb") as file:
-                text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-                np.savez_compressed(file, allow_pickle=False, header=text, **arrays)
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+        with whole_file(Path(path)) as file:
+            text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+            np.savez_compressed(file, allow_pickle=False, header=text, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Dissection:

@@ -13,7 +13,7 @@ def monitors(trainer: pl.Trainer) -> list[tuple[str, str]]:
     """Who watches which of our keys: callbacks that stop or keep, and learning-rate schedulers once they exist."""
     watching = [
         (type(callback).__name__, callback.monitor)
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        for callback in _callbacks(trainer)
         if isinstance(callback, EarlyStopping | ModelCheckpoint)
     ]
     watching += [
@@ -35,6 +35,24 @@ def refuse_stale(trainer: pl.Trainer, every_n_epochs: int) -> None:
             raise ValueError(
                 f"{who} monitors {monitor!r}, which HNDCallback measures every {every_n_epochs} epochs only; in "
                 "between it would read an old value as a new one. Give HNDCallback(every_n_epochs=1)"
+            )
+
+
+def refuse_stopping_at_nan(trainer: pl.Trainer) -> None:
+    """Refuses whoever would end the run when a dissection fails and its scalars are NaN.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for callback in _callbacks(trainer):
+        if (
+            isinstance(callback, EarlyStopping)
+            and callback.check_finite
+            and (callback.monitor or "").startswith("hnd/")
+        ):
+            raise ValueError(
+                f"EarlyStopping monitors {callback.monitor!r}, and HNDCallback(on_error='warn') logs NaN when a "
+                "dissection fails, at which EarlyStopping would end the run. Give EarlyStopping(check_finite=False)"
             )
 
 
@@ -68,3 +86,7 @@ def refuse_shared(mine: Sequence[str], others: Sequence[str]) -> None:
             f"two HNDCallbacks of this Trainer would log {min(shared)!r}, and Lightning would log their mean; give "
             "them different layers or rules, or dissect with the second dictionary in another run"
         )
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Leaving training as it was found: random numbers, modes, buffers."""
+"""Leaving training as it was found: random numbers, modes, buffers, logs."""
 
 from __future__ import annotations
 
@@ -62,3 +62,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for module, name, buffer, value in buffers:
                 buffer.copy_(value)
                 module._buffers[name] = buffer
+
+
+@contextlib.contextmanager
+def unlogged(module: nn.Module) -> Iterator[None]:
+    """While open, what the module logs in its forward goes nowhere: the dictionary is not its data."""
+    silent = dict.fromkeys(("log", "log_dict"), lambda *_args, **_kwargs: None)
+    vars(module).update(silent)
+    try:
+        yield
+    finally:
+        for name in silent:
+            del vars(module)[name]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import random_dictionary
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
+from runs import SIZE, Net, data, trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hnd import Dissection, HNDCallback, dissect
 from lightning_hnd.report import scalars
@@ -23,49 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
 ]
-SIZE = (24, 32)
-
-
-class Net(L.LightningModule):
-    def __init__(self, channels: int = 3, example: bool = False) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(channels, 6, 4, 4), nn.BatchNorm2d(6), nn.ReLU())
-        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 1))
-        self.example_input_array = torch.zeros(1, channels, *SIZE) if example else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x).mean((2, 3)))[:, 0]
-
-    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        return nn.functional.mse_loss(self(batch[0]), batch[1])
-
-    def validation_step(self, batch: list[Tensor], _: int) -> None:
-        self.log("val_loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), 0.01)
-
-
-def data(channels: int = 3, scale: float = 1.0, workers: int = 0) -> tuple[DataLoader, DataLoader]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(32, channels, *SIZE, generator=generator) * 2 - 1
-    dataset = TensorDataset(images * scale, torch.rand(32, generator=generator))
-    options: dict[str, Any] = {"batch_size": 8, "num_workers": workers}
-    return DataLoader(dataset, shuffle=True, **options), DataLoader(dataset, **options)
-
-
-def trainer(tmp_path: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer:
-    settings: dict[str, Any] = {
-        "max_epochs": 2,
-        "logger": False,
-        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "default_root_dir": tmp_path,
-        "log_every_n_steps": 1,
-    }
-    return L.Trainer(callbacks=list(callbacks), **{**settings, **options})
 
 
 def test_training_ends_in_the_same_bits(tmp_path: Path) -> None:
@@ -94,6 +51,7 @@ class Watch(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
             hnd = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("hnd/")}
+            assert hnd.pop("hnd/seconds") > 0
             expected = scalars(dissect(pl_module, random_dictionary(), "body.2"))
             assert hnd == pytest.approx(expected)
             self.seen.append(hnd)
@@ -128,20 +86,6 @@ def test_each_dissection_is_a_file_beside_the_logs(tmp_path: Path) -> None:
     assert list(latest.layers) == ["body.0", "body.1", "body.2"]
     assert (latest.info["epoch"], latest.info["step"], latest.info["at_start"]) == (2, 12, False)
     assert Dissection.load(tmp_path / "hnd" / files[2]) == callback.baseline
-
-
-def test_tensorboard_gets_scalars_table_and_pictures(tmp_path: Path) -> None:
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    logger = TensorBoardLogger(tmp_path, name="", version="")
-    trainer(tmp_path, HNDCallback(random_dictionary()), logger=logger).fit(Net(), *data())
-    events = event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0})
-    events.Reload()
-    steps = [event.step for event in events.Scalars("hnd/body.2/readme/interpretable_units")]
-    assert steps == [0, 3, 7]
-    for tag in ("hnd/body.2/readme/concepts", "hnd/body.2/readme/overlays"):
-        assert len(events.Images(tag)) == 3
-    text = events.Tensors("hnd/assignments/readme/text_summary")[-1].tensor_proto.string_val[0].decode()
-    assert "| unit | region |" in text
 
 
 def test_checkpoints_and_early_stopping_work_on_the_scalars(tmp_path: Path) -> None:
@@ -209,7 +153,7 @@ def test_a_resumed_run_keeps_its_first_baseline(tmp_path: Path) -> None:
     second = HNDCallback(random_dictionary())
     run = trainer(tmp_path, second, max_epochs=2)
     run.fit(Net(), *data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    assert second.baseline is None
+    assert second.baseline == first.baseline  # read from the run's files
     assert second.state_dict()["baseline"] == scalars(first.baseline)
     assert second.latest is not None
     assert second.latest.info["epoch"] == 1

@@ -31,9 +31,16 @@ def markdown_table(dissection: Dissection, rows: int = 20) -> str:
         dissection: Any.
         rows: Units of each layer at most.
     """
-    lines = [f"Rule {dissection.rule.name}", ""]
-    for layer in dissection:
-        lines += [layer.headline, "", "| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in layer.assignments(rows)]
-        lines.append("")
-    return "\n".join(lines)
+    layers = "\n\n".join(layer_markdown(layer, rows) for layer in dissection)
+    return f"Rule {dissection.rule.name}\n\n{layers}\n"
+
+
+def layer_markdown(layer: LayerDissection, rows: int = 20) -> str:
+    """The strongest units of a layer with all their concepts, in Markdown.
+
+    Args:
+        layer: Any.
+        rows: Units at most.
+    """
+    table = [COLUMNS, ("---",) * len(COLUMNS), *layer.assignments(rows)]
+    return "\n".join([layer.headline, "", *("| " + " | ".join(row) + " |" for row in table)])

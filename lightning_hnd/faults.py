@@ -1,0 +1,40 @@
+"""What is done about an exception: some may become warnings so that training goes on, some never."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+@contextlib.contextmanager
+def tolerated(doing: str, consequence: str, *, tolerate: bool = True) -> Iterator[None]:
+    """While open an exception ends the block with a warning, and what follows the block goes on.
+
+    Want of memory is always raised: the next step of the training would fail for it, too. So is what is no
+    ``Exception``: ``KeyboardInterrupt``, ``SystemExit``.
+
+    Args:
+        doing: What is tried, as it reads after "could not".
+        consequence: What it means for the user, a whole sentence.
+        tolerate: Whether to; if not, everything is raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not tolerate or out_of_memory(error):
+            raise
+        rank_zero_warn(f"HNDCallback could not {doing}: {type(error).__name__}: {error}. {consequence}")
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or what caused it, is want of memory, on a device or on the host."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's, on the CPU
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,111 @@
+"""A dissection in the loggers of a run: pictures and tables. Scalars go through Lightning's own logging.
+
+One function for each kind of logger that takes more than scalars; the others get none of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.dissection import Dissection, LayerDissection
+from lightning_hnd.faults import tolerated
+from lightning_hnd.report.figures import Picture, concept_histogram, overlays
+from lightning_hnd.report.keys import prefix
+from lightning_hnd.report.tables import COLUMNS, layer_markdown
+
+ROWS = 20
+"""Units in a table at most."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What is shown of a layer: the strongest units as a table, and pictures by name."""
+
+    key: str
+    layer: LayerDissection
+    pictures: dict[str, Picture]
+
+
+def log_dir(trainer: pl.Trainer) -> Path:
+    """Where what belongs to this run goes, and to no other: the folder in which Lightning makes ``checkpoints``.
+
+    For the process of rank zero.
+    """
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        return Path(logger.log_dir)
+    parts = [str(part) for part in (logger.name, logger.version) if part is not None]
+    return Path(logger.save_dir or trainer.default_root_dir, *parts)
+
+
+def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDictionary, step: int) -> None:
+    """Writes what is not a scalar to each logger that takes it: under ``hnd/<layer>/<rule>/``.
+
+    - ``assignments``: a table of the strongest units
+    - ``concepts``: the histogram of concepts
+    - ``overlays``: the faces that the strongest units fire on
+
+    A logger that fails at it, for instance since its API is another one by now, is warned of and left.
+
+    Args:
+        loggers: Those of the Trainer.
+        dissection: Any.
+        dictionary: The one it was made with.
+        step: Where on the axis it belongs.
+    """
+    takers = [(logger, take) for logger in loggers for kind, take in _TAKERS.items() if isinstance(logger, kind)]
+    if not takers:
+        return
+    exhibits = [
+        Exhibit(
+            prefix(layer.name, dissection.rule.name),
+            layer,
+            {"concepts": concept_histogram(layer), "overlays": overlays(layer, dictionary)},
+        )
+        for layer in dissection
+    ]
+    for logger, take in takers:
+        with tolerated(
+            f"write tables and pictures of step {step} to {type(logger).__name__}",
+            "Its scalars, the other loggers and the files are not concerned",
+        ):
+            for exhibit in exhibits:
+                take(logger, exhibit, step)
+
+
+def _tensorboard(logger: TensorBoardLogger, exhibit: Exhibit, step: int) -> None:
+    writer = logger.experiment
+    writer.add_text(f"{exhibit.key}/assignments", layer_markdown(exhibit.layer, ROWS), step)
+    for name, picture in exhibit.pictures.items():
+        writer.add_image(f"{exhibit.key}/{name}", picture, step, dataformats="HWC")
+
+
+def _wandb(logger: WandbLogger, exhibit: Exhibit, step: int) -> None:
+    rows = [list(row) for row in exhibit.layer.assignments(ROWS)]
+    logger.log_table(f"{exhibit.key}/assignments", columns=list(COLUMNS), data=rows, step=step)
+    for name, picture in exhibit.pictures.items():
+        logger.log_image(f"{exhibit.key}/{name}", [picture], step=step)
+
+
+def _mlflow(logger: MLFlowLogger, exhibit: Exhibit, step: int) -> None:
+    client, run = logger.experiment, logger.run_id
+    key = re.sub(r"[^a-zA-Z0-9_/. -]+", "", exhibit.key)  # as MLFlowLogger does with the scalars' keys
+    client.log_text(run, layer_markdown(exhibit.layer, ROWS), f"{key}/assignments/step={step:08d}.md")
+    for name, picture in exhibit.pictures.items():
+        client.log_image(run, picture, key=f"{key}/{name}", step=step)
+
+
+_TAKERS: dict[type[Logger], Callable[..., None]] = {
+    TensorBoardLogger: _tensorboard,
+    WandbLogger: _wandb,
+    MLFlowLogger: _mlflow,
+}

@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all, also if the process is killed while it writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+_HOUR = 3600.0
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for writing, aside; when all is written, it takes its place, in the stead of any that is there.
+
+    After an exception nothing of it remains; if the process is killed, the aside file does, hidden: :func:`sweep`.
+
+    Args:
+        path: The file. Its folder must exist.
+    """
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # the contents before the name, also if the machine goes down
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def sweep(folder: Path, suffix: str) -> None:
+    """Removes what killed processes left half-written, and nothing that a live one may still be writing.
+
+    Of this machine a process is known to live or not. Of another one it is not: what it did not touch for an hour
+    counts as left.
+
+    Args:
+        folder: Where to look; it need not exist.
+        suffix: How the whole files are named at the end: ``.hnd``.
+    """
+    for aside in folder.glob(f".*{suffix}.*"):
+        host, _, pid = aside.name.rpartition(f"{suffix}.")[2].rpartition(".")
+        ours = host == socket.gethostname() and os.name == "posix" and pid.isdecimal()
+        with contextlib.suppress(FileNotFoundError):
+            if (ours and not _lives_elsewhere(int(pid))) or time.time() - aside.stat().st_mtime > _HOUR:
+                aside.unlink()
+
+
+def _lives_elsewhere(pid: int) -> bool:
+    """Whether another process than this one has the id; this one writes nothing while it sweeps."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives and is somebody else's
+        return True
+    return True

@@ -1,0 +1,187 @@
+"""What each kind of logger gets of a run, and that none of them can end it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from conftest import random_dictionary
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+from runs import Net, data, trainer
+
+from lightning_hnd import HNDCallback
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+KEY = "hnd/body.2/readme"
+STEPS = [0, 3]  # at start, and Lightning counts an epoch's end as its last step
+
+
+class Plain(Logger):
+    """Takes scalars and nothing else, as a logger of one's own may."""
+
+    name = version = "plain"
+
+    def __init__(self) -> None:
+        Logger.__init__(self)  # the next in line of the recording ones below wants its package
+        self.metrics: list[tuple[dict[str, float], int]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics.append((metrics, step))
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def steps(self, key: str) -> list[int]:
+        return [step for metrics, step in self.metrics if key in metrics]
+
+
+class RecordingWandb(Plain, WandbLogger):
+    """Checks and keeps what Lightning's WandbLogger would get, where wandb is not installed."""
+
+    def __init__(self) -> None:
+        Plain.__init__(self)
+        self.images: list[tuple[str, int]] = []
+        self.tables: list[tuple[str, int]] = []
+
+    save_dir = None
+    experiment = None
+
+    def log_image(self, key: str, images: list[np.ndarray], step: int) -> None:
+        assert all(image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 for image in images)
+        self.images.append((key, step))
+
+    def log_table(self, key: str, columns: list[str], data: list[list[str]], step: int) -> None:
+        assert columns[:2] == ["unit", "region"]
+        assert all(len(row) == len(columns) for row in data)
+        self.tables.append((key, step))
+
+    def after_save_checkpoint(self, *_: Any) -> None:
+        pass
+
+    def finalize(self, status: str) -> None:
+        pass
+
+
+class RecordingMlflow(Plain, MLFlowLogger):
+    """The same for MLflow, whose client takes pictures and texts."""
+
+    run_id = "run7"
+    save_dir = None
+
+    def __init__(self) -> None:
+        Plain.__init__(self)
+        self.images: list[tuple[str, int]] = []
+        self.texts: dict[str, str] = {}
+
+    @property
+    def experiment(self) -> RecordingMlflow:
+        return self
+
+    def log_image(self, run_id: str, image: np.ndarray, *, key: str, step: int) -> None:
+        assert (run_id, image.dtype, image.shape[2]) == ("run7", np.uint8, 3)
+        self.images.append((key, step))
+
+    def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
+        assert run_id == "run7"
+        self.texts[artifact_file] = text
+
+    def finalize(self, status: str) -> None:
+        pass
+
+
+def run(tmp_path: Path, *loggers: Logger) -> HNDCallback:
+    callback = HNDCallback(random_dictionary())
+    L.seed_everything(0, verbose=False)
+    trainer(tmp_path, callback, logger=list(loggers), max_epochs=1).fit(Net(), *data())
+    return callback
+
+
+def test_several_loggers_at_once_each_get_what_they_take(tmp_path: Path) -> None:
+    plain, wandb, mlflow = Plain(), RecordingWandb(), RecordingMlflow()
+    table = CSVLogger(tmp_path, name="", version="")
+    run(tmp_path, table, plain, wandb, mlflow)
+    for logger in (plain, wandb, mlflow):
+        assert logger.steps(f"{KEY}/mean_iou") == STEPS
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row[f"{KEY}/mean_iou"]]
+    assert [int(row["step"]) for row in rows] == STEPS
+    pictures = [(f"{KEY}/{name}", step) for step in STEPS for name in ("concepts", "overlays")]
+    assert wandb.images == mlflow.images == pictures
+    assert wandb.tables == [(f"{KEY}/assignments", step) for step in STEPS]
+    assert list(mlflow.texts) == [f"{KEY}/assignments/step={step:08d}.md" for step in STEPS]
+    assert all("| unit | region |" in text for text in mlflow.texts.values())
+
+
+def test_a_logger_that_fails_at_pictures_is_warned_of_and_the_others_get_theirs(tmp_path: Path) -> None:
+    class OfAnotherTime(RecordingWandb):
+        def log_image(self, key: str, images: list[np.ndarray], step: int) -> None:
+            raise AttributeError("wandb has no attribute 'Image'")
+
+    old, mlflow = OfAnotherTime(), RecordingMlflow()
+    with pytest.warns(UserWarning, match=r"could not write tables and pictures of step 3 to OfAnotherTime: Attribute"):
+        callback = run(tmp_path, old, mlflow)
+    assert callback.latest is not None
+    assert old.steps(f"{KEY}/mean_iou") == STEPS
+    assert len(mlflow.images) == 4
+
+
+def test_want_of_memory_in_a_logger_is_raised(tmp_path: Path) -> None:
+    class Full(RecordingWandb):
+        def log_image(self, key: str, images: list[np.ndarray], step: int) -> None:
+            raise torch.OutOfMemoryError("no memory left")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path, Full())
+
+
+def test_tensorboard_gets_scalars_table_and_pictures(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tmp_path, TensorBoardLogger(tmp_path, name="", version=""))
+    events = event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars(f"{KEY}/interpretable_units")] == STEPS
+    for tag in (f"{KEY}/concepts", f"{KEY}/overlays"):
+        assert [event.step for event in events.Images(tag)] == STEPS
+    text = events.Tensors(f"{KEY}/assignments/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "| unit | region |" in text
+
+
+def test_wandb_itself_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run(tmp_path, WandbLogger(save_dir=tmp_path, project="faces"))
+    summary = dict(wandb.run.summary)
+    wandb.finish()
+    assert f"{KEY}/mean_iou" in summary
+    assert summary[f"{KEY}/overlays"]["_type"] == "images/separated"
+    (media,) = tmp_path.glob("wandb/offline-run-*/files/media")
+    pictures = list((media / "images/hnd/body.2/readme").glob("overlays_*.png"))
+    assert len(pictures) == 2
+    (first, *others) = (media / "table/hnd/body.2/readme").glob("assignments_*.table.json")
+    assert len(others) == 1
+    assert json.loads(first.read_text())["columns"][:2] == ["unit", "region"]
+
+
+def test_mlflow_itself_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a store of plain files is no longer the default
+    logger = MLFlowLogger("faces", tracking_uri=f"file:{tmp_path / 'store'}")
+    run(tmp_path, logger)
+    history = logger.experiment.get_metric_history(logger.run_id, f"{KEY}/mean_iou")
+    assert [metric.step for metric in history] == STEPS
+    artifacts = tmp_path / "store" / logger.experiment_id / logger.run_id / "artifacts"
+    assert len(list(artifacts.glob("hnd/body.2/readme/assignments/*.md"))) == 2
+    pictures = list(artifacts.glob("images/*overlays*.png"))
+    assert len(pictures) == 2
+    assert Image.open(pictures[0]).mode == "RGB"
