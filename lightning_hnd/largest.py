@@ -47,12 +47,12 @@ class Largest:
         assert self._k is not None
         assert self.floor is not None
         values = maps.flatten(1)
-        row, column = (values > self.floor[unit].unsqueeze(1)).nonzero(as_tuple=True)
-        unit = unit[row]
+        above = (values > self.floor[unit].unsqueeze(1)).flatten().nonzero().flatten()
+        unit = unit[above.div(values.shape[1], rounding_mode="floor")]
         count = torch.bincount(unit, minlength=len(self.floor))
         rank = torch.arange(len(unit), device=unit.device) - (count.cumsum(0) - count)[unit]
         columns = values.new_full((len(count), int(count.max())), -torch.inf)
-        columns[unit, rank] = values[row, column]
+        columns[unit, rank] = values.flatten()[above]
         self.table.append(columns)
         if self.table.columns > self._k + self._k // 2:
             self._raise_floor(self._k)

@@ -13,7 +13,7 @@ import torch
 from conftest import random_dictionary
 from torch import Tensor, nn
 
-from lightning_hnd import PAPER, README, RELEASED, Dissection, DissectionMetric, Rule, dissect
+from lightning_hnd import PAPER, README, RELEASED, Dissection, DissectionMetric, FaceDictionary, Rule, dissect
 from lightning_hnd.activations import resolve_layers
 
 
@@ -88,6 +88,20 @@ def test_beyond_the_budget_a_second_pass_gives_the_same(model, dictionary, budge
             np.testing.assert_array_equal(two[name].statistics[key], value, err_msg=key)
     with pytest.raises(ValueError, match="budget must not be negative, got -1"):
         dissect(model, dictionary, budget=-1)
+
+
+def test_a_later_dissection_decodes_no_picture_and_cuts_no_mask(model, folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = FaceDictionary.from_folder(folder, size=(24, 32))
+    first = dissect(model, faces, ["stem", "layer1"])
+
+    def again(*_: object) -> None:
+        raise AssertionError("this was done at the first dissection")
+
+    monkeypatch.setattr("PIL.Image.open", again)
+    monkeypatch.setattr("lightning_hnd.dictionary.masks.cut_masks", again)
+    assert dissect(model, faces, ["stem", "layer1"]) == first
+    with pytest.raises(AssertionError, match="done at the first"):
+        dissect(model, faces.subset(range(len(faces))), "stem")  # masks of another dictionary: the patch works
 
 
 def test_several_layers_by_name_and_glob(model, dictionary) -> None:

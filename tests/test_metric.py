@@ -83,6 +83,25 @@ def test_statistics_equal_the_oracle(dictionary: FaceDictionary, quantile: float
     assert ours["dead"].tolist() == [False] * (UNITS - 1) + [True]
 
 
+def test_rendered_faces_are_counted_as_the_oracle_counts_them() -> None:
+    faces = FaceDictionary.rendered(size=(30, 23), images=32)  # 5 x 4 cells divide neither side
+    torch.manual_seed(0)
+    with torch.no_grad():
+        maps = torch.cat(
+            [torch.nn.functional.conv2d(batch.images, torch.randn(4, 3, 6, 6), stride=6) for batch in faces.batches()]
+        )
+    ours = run(DissectionMetric(quantile=0.2, num_local=faces.num_local), faces, maps, batch_size=9)
+    local = faces.source >= 0
+    values = maps[local].double().numpy().transpose(1, 0, 2, 3).reshape(4, -1)
+    thresholds = np.quantile(values, 0.8, axis=1)
+    np.testing.assert_array_equal(ours["threshold"], thresholds)
+    assert thresholds.min() < 0 < thresholds.max()
+    batch = next(faces.batches(len(faces)))
+    masks = batch.masks.dense().numpy(), batch.mask_image.numpy(), batch.mask_concept.numpy(), len(PAPER.local)
+    counted = np.stack([ours[name].numpy() for name in ("intersection", "firing", "mask", "mask_firing")])
+    np.testing.assert_array_equal(counted, oracle.counts(maps.numpy(), thresholds, *masks))
+
+
 def test_exemplars_are_the_highest_peaks_that_fire(dictionary: FaceDictionary) -> None:
     maps = activations(dictionary)
     metric = DissectionMetric(quantile=0.05, num_local=dictionary.num_local, num_exemplars=3)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_hnd.functional.interpolation import floor_to
 from lightning_hnd.functional.masks import CutMasks, cut_masks
-from lightning_hnd.functional.tiles import TileGrid, active_blocks, count_bits, firing_runs
+from lightning_hnd.functional.tiles import TileGrid, active_blocks, count_bits, firing_words
 
 _CELLS = 2**20  # blocks looked at together,
 _BLOCKS = 2**16  # ... and pixels counted in: large enough for the cost of a call, small enough for the caches
@@ -194,14 +194,15 @@ def _inside(
     begin, end = torch.searchsorted(pieces.key, image.new_tensor([low, high]) * grid.places).tolist()
     first = begin + _begins(pieces.key[begin:end] - low * grid.places, (high - low) * grid.places)
     for blocks in active_blocks(padded, level, grid).split(_BLOCKS):
-        runs = firing_runs(padded, level, blocks, grid)
-        area.index_add_(0, blocks.map, runs.pixels.long())
+        words = firing_words(padded, level, blocks, grid)
+        area.index_add_(0, blocks.map, count_bits(words).sum(-1))
         at = torch.add(blocks.place, (image - low).index_select(0, blocks.map), alpha=grid.places)
         masked = (first[1:] > first[:-1]).index_select(0, at).nonzero().flatten()
         at = at[masked]
         i, piece = _expand(first[at], first[at + 1])
-        words = runs.words(masked).index_select(0, i).bitwise_and_(pieces.words.index_select(0, piece))
-        yield blocks.map[masked[i]], pieces.concept[piece], count_bits(words).sum(-1)
+        block = masked[i]
+        inside = words.index_select(0, block).bitwise_and_(pieces.words.index_select(0, piece))
+        yield blocks.map[block], pieces.concept[piece], count_bits(inside).sum(-1)
 
 
 def _begins(key: Tensor, num_keys: int) -> Tensor:
