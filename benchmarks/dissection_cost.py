@@ -15,10 +15,10 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from networks import resnet18, resnet50, smile_net
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -35,71 +35,6 @@ class Case(NamedTuple):
     size: int
     layers: tuple[str, ...]
     images: int
-
-
-def smile_net() -> nn.Module:
-    """Four convolutions of kernel 4 and stride 2: at 256 px the last has 256 units of 16 x 16."""
-    widths = [3, 32, 64, 128, 256]
-    return nn.Sequential(*[m for a, b in pairwise(widths) for m in (nn.Conv2d(a, b, 4, 2, 1), nn.ReLU())])
-
-
-class Block(nn.Module):
-    """A residual block of a ResNet-18."""
-
-    def __init__(self, inputs: int, units: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, units, 3, stride, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(units), nn.BatchNorm2d(units)
-        self.conv2 = nn.Conv2d(units, units, 3, 1, 1, bias=False)
-        self.skip = nn.Conv2d(inputs, units, 1, stride, bias=False) if stride > 1 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
-        return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + self.skip(x))
-
-
-def resnet18() -> nn.Sequential:
-    """The trunk of a ResNet-18; at 112 px its stages have maps of 28, 14, 7 and 4."""
-    trunk = nn.Sequential()
-    trunk.add_module(
-        "stem",
-        nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
-    )
-    widths = [64, 64, 128, 256, 512]
-    for i, (a, b) in enumerate(pairwise(widths), start=1):
-        trunk.add_module(f"layer{i}", nn.Sequential(Block(a, b, 1 if i == 1 else 2), Block(b, b, 1)))
-    return trunk
-
-
-class Bottleneck(nn.Module):
-    """A residual block of a ResNet-50."""
-
-    def __init__(self, inputs: int, units: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inputs, units, 1, bias=False), nn.BatchNorm2d(units)
-        self.conv2, self.bn2 = nn.Conv2d(units, units, 3, stride, 1, bias=False), nn.BatchNorm2d(units)
-        self.conv3, self.bn3 = nn.Conv2d(units, 4 * units, 1, bias=False), nn.BatchNorm2d(4 * units)
-        self.skip: nn.Module = nn.Identity()
-        if inputs != 4 * units:
-            self.skip = nn.Sequential(nn.Conv2d(inputs, 4 * units, 1, stride, bias=False), nn.BatchNorm2d(4 * units))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
-        y = torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
-        return torch.relu(self.bn3(self.conv3(y)) + self.skip(x))
-
-
-def resnet50() -> nn.Sequential:
-    """The trunk of a ResNet-50; at 224 px its last stage has 2048 units of 7 x 7."""
-    trunk, inputs = nn.Sequential(), 64
-    trunk.add_module("stem", resnet18().get_submodule("stem"))
-    for i, (units, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), start=1):
-        stage = nn.Sequential()
-        for b in range(blocks):
-            stage.append(Bottleneck(inputs, units, 2 if i > 1 and b == 0 else 1))
-            inputs = 4 * units
-        trunk.add_module(f"layer{i}", stage)
-    return trunk
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
@@ -160,7 +95,8 @@ def measure_case(case: Case, repeats: int) -> list[list[str]]:
         faces = faces.subset(range(len(faces)))  # as new: its masks are not cut yet
 
         def run(faces: FaceDictionary = faces, quantile: float = quantile) -> None:
-            dissect(model, faces, case.layers, quantile=quantile, batch_size=best)
+            dissection = dissect(model, faces, case.layers, quantile=quantile, batch_size=best)
+            assert not any(layer.dead.any() for layer in dissection), "dead units cost nothing: not a fair case"
 
         first = seconds(run, 1)
         # in turn, for the machine's pace wanders
@@ -178,6 +114,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="part of the name of the cases to measure")
     args = parser.parse_args()
+    torch.manual_seed(0)
     table = Table(title=f"{torch.get_num_threads()} threads, median of {args.repeats}")
     columns = ("model", "quantile", "bare pass", "first", "later", "later / bare", "naive counting / ours")
     for column in columns:
