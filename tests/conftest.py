@@ -12,6 +12,8 @@ from PIL import Image
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
 
+torch.set_num_threads(1)  # what is computed here is small: threads would wait for each other, seven times as long
+
 
 def write_picture(path: Path, array: np.ndarray, **options: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

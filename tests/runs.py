@@ -1,4 +1,4 @@
-"""A small network, its data and a quiet Trainer: what the tests of the callback train."""
+"""A small network, its data, a quiet Trainer and a logger that remembers: what the tests of the callback train."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -56,3 +57,28 @@ def trainer(tmp_path: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer
         "log_every_n_steps": 1,
     }
     return L.Trainer(callbacks=list(callbacks), **{**settings, **options})
+
+
+class Memory(Logger):
+    """Takes scalars and nothing else, as a logger of one's own may, and remembers them."""
+
+    name = version = "memory"
+
+    def __init__(self) -> None:
+        Logger.__init__(self)  # by name: beside WandbLogger, super() would want its package
+        self.metrics: list[tuple[dict[str, float], int]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics.append((metrics, step))
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def values(self, key: str) -> dict[int, float]:
+        """What was logged under a key, by step."""
+        found = [(step, float(metrics[key])) for metrics, step in self.metrics if key in metrics]
+        assert len(dict(found)) == len(found), f"{key} was logged twice at one step"
+        return dict(found)
+
+    def steps(self, key: str) -> list[int]:
+        return list(self.values(key))
