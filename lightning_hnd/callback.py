@@ -227,8 +227,10 @@ class HNDCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Takes the baseline before the first step, if nothing told the size before."""
-        if not self._started and not trainer.barebones:
-            self._faces.learn(batch, device_of(pl_module))
+        if trainer.barebones:
+            return
+        self._faces.learn(batch, device_of(pl_module))
+        if not self._started:
             self._start(trainer, pl_module)
 
     def _keys(self) -> list[str]:
