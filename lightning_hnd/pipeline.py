@@ -239,7 +239,7 @@ def forward(model: nn.Module, images: Tensor, forward_fn: ForwardFn | None) -> N
             forward_fn(model, images)
         else:
             model(images)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):  # it is not the images
         raise
     except Exception as error:
         raise RuntimeError(

@@ -25,23 +25,6 @@ pytestmark = [
 ]
 
 
-def test_training_ends_in_the_same_bits(tmp_path: Path) -> None:
-    def train(*callbacks: L.Callback) -> tuple[dict[str, Tensor], Tensor]:
-        L.seed_everything(3, verbose=False)
-        net = Net()
-        run = trainer(tmp_path, *callbacks)
-        run.fit(net, *data(workers=2))
-        return {**net.state_dict(), **run.optimizers[0].state_dict()["state"][0]}, torch.get_rng_state()
-
-    callback = HNDCallback(random_dictionary())
-    with_it, without_it = train(callback), train()
-    assert callback.latest is not None
-    assert with_it[0].keys() == without_it[0].keys()
-    for name, value in with_it[0].items():
-        assert torch.equal(value, without_it[0][name]), name
-    assert torch.equal(with_it[1], without_it[1])
-
-
 class Watch(L.Callback):
     """Asserts at each validation what other callbacks would find."""
 
