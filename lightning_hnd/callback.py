@@ -277,7 +277,7 @@ class HNDCallback(Callback):
         values = dict.fromkeys(self._keys(), math.nan)
         if found is not None:
             self.latest, values = found, scalars(found)
-            self._publish(trainer, found, moment.capitalize())
+            self._publish(trainer, found, moment.capitalize(), tolerate=tolerate)
         values[self._seconds_key(trainer)] = time.monotonic() - began
         for key, value in values.items():
             pl_module.log(key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
@@ -292,7 +292,7 @@ class HNDCallback(Callback):
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
         self._baseline_scalars = scalars(self.baseline)
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
-        self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})")
+        self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})", tolerate=False)
         values = {**self._baseline_scalars, self._seconds_key(trainer): time.monotonic() - began}
         # self.log here would be recorded at the first epoch's step, behind that epoch's own value
         for logger in trainer.loggers:
@@ -303,9 +303,8 @@ class HNDCallback(Callback):
         assert self.dictionary is not None
         self._measure(trainer, pl_module, self.dictionary.subset(range(1)))  # fails now rather than later
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            with tolerated("take up the run's earlier dissections", "Training goes on", tolerate=self._tolerant):
-                self._files.resume(log_dir(trainer))
-                self.baseline = self._files.baseline() if self.baseline is None else self.baseline
+            self._files.resume(log_dir(trainer), trainer.global_step)
+            self.baseline = self._files.baseline() if self.baseline is None else self.baseline
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         assert self.dictionary is not None
@@ -348,7 +347,7 @@ class HNDCallback(Callback):
                 context=context,
             )
 
-    def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str) -> None:
+    def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str, *, tolerate: bool) -> None:
         """Shows a dissection on the console and to loggers, and keeps that of a fit in a file."""
         if not trainer.is_global_zero:
             return
@@ -358,10 +357,11 @@ class HNDCallback(Callback):
             with tolerated(
                 f"write the dissection of epoch {trainer.current_epoch}, step {trainer.global_step} to a file",
                 "Its scalars are logged; training goes on",
-                tolerate=self._tolerant,
+                tolerate=tolerate,
             ):
                 self._files.save(dissection, log_dir(trainer))
-        write(trainer.loggers, dissection, self.dictionary, _logged_step(trainer))
+        with tolerated("draw tables and pictures", "Its scalars are logged; training goes on", tolerate=tolerate):
+            write(trainer.loggers, dissection, self.dictionary, _logged_step(trainer))
 
     def _seconds_key(self, trainer: pl.Trainer) -> str:
         """Each HNDCallback of a Trainer has its own."""
