@@ -164,17 +164,18 @@ def measure(
                 _keep_within(budget, metrics.values())
 
     with undisturbed(model):
+        processes.share_buffers(model)
         show("Dissecting", layers)
         flags = processes.any([metric.needs_second_pass for metric in metrics.values()])
         again = [name for name, flag in zip(metrics, flags, strict=True) if flag]
-        if again:
+        if again and processes.rank == 0:
             warnings.warn(
                 f"the maps in which units may fire exceed budget={budget / 2**20:.0f} MiB, so that these layers are "
                 f"counted in a second forward pass, with the same result: {', '.join(again)}",
                 stacklevel=2,
             )
-            for name in again:
-                metrics[name].let_go()
+        for name in again:
+            metrics[name].let_go()
         for metric in metrics.values():
             with processes.together("counting"):
                 metric.fix_thresholds()
