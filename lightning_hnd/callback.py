@@ -12,7 +12,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, XLAStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -23,13 +22,14 @@ from lightning_hnd.faults import tolerated
 from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
 from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_stopping_at_nan, refuse_unknown
 from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, measure
-from lightning_hnd.processes import Processes
+from lightning_hnd.processes import ALONE
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
 from lightning_hnd.report.keys import keys, prefix
 from lightning_hnd.report.loggers import log_dir, write
 from lightning_hnd.rules import README, Rule
+from lightning_hnd.strategies import processes_of
 from lightning_hnd.undisturbed import device_of, unlogged
 
 OPENING = "opening the dictionary"
@@ -148,6 +148,7 @@ class HNDCallback(Callback):
         self._forward_fn = forward_fn
         self._batch_size = batch_size
         self._budget = budget
+        self._processes = ALONE
         self._begin()
 
     def _begin(self) -> None:
@@ -185,11 +186,11 @@ class HNDCallback(Callback):
                 self._begin()
             else:
                 self._forget_model()
-        supported = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not supported or isinstance(trainer.strategy, DeepSpeedStrategy | XLAStrategy):  # DDP by name alone
+        self._processes = processes_of(trainer)
+        if self._processes.split and self._tolerant:
             raise ValueError(
-                f"HNDCallback does not support {type(trainer.strategy).__name__}: the module must be whole on each "
-                "device. Train on one device or with strategy='ddp', or dissect a checkpoint with lightning_hnd.dissect"
+                "HNDCallback(on_error='warn') does not work where the module is split over processes: if one fails in "
+                "a forward pass, the others wait for it there. Give on_error='raise'"
             )
         if trainer.barebones:
             rank_zero_warn("HNDCallback does nothing in Trainer(barebones=True), which measures raw speed")
@@ -206,7 +207,7 @@ class HNDCallback(Callback):
             self._names = resolve_layers(pl_module, self._layers)
         example = find_images(pl_module.example_input_array)
         if self.dictionary is None and example is not None:
-            with _processes(trainer).together(OPENING):
+            with self._processes.together(OPENING):
                 self._faces.open(example, device_of(pl_module))
         if not trainer.enable_validation and not self._at_train_epoch_end:
             rank_zero_warn(
@@ -237,7 +238,7 @@ class HNDCallback(Callback):
             self._start(trainer, pl_module)
 
     def _learn(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
-        with contextlib.nullcontext() if self.dictionary is not None else _processes(trainer).together(OPENING):
+        with contextlib.nullcontext() if self.dictionary is not None else self._processes.together(OPENING):
             self._faces.learn(batch, device_of(pl_module))
 
     def _keys(self) -> list[str]:
@@ -311,14 +312,15 @@ class HNDCallback(Callback):
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
         assert self.dictionary is not None
-        processes = _processes(trainer)
-        self._measure(trainer, pl_module, self.dictionary.subset(range(processes.size)))  # fails now rather than later
-        with processes.together("taking up the run's earlier dissections"):
+        self._measure(
+            trainer, pl_module, self.dictionary.subset(range(self._processes.size))
+        )  # fails now rather than later
+        with self._processes.together("taking up the run's earlier dissections"):
             if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 with tolerated("take up the run's earlier dissections", "Training goes on", tolerate=self._tolerant):
                     self._files.resume(log_dir(trainer))
                     self.baseline = self._files.baseline() if self.baseline is None else self.baseline
-        self.baseline = processes.first(self.baseline)
+        self.baseline = self._processes.first(self.baseline)
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         assert self.dictionary is not None
@@ -332,11 +334,12 @@ class HNDCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary
     ) -> dict[str, dict[str, torch.Tensor]]:
         context = trainer.precision_plugin.forward_context
-        processes = _processes(trainer)
-        processes.require_same("dictionaries", f"{dictionary}, {dictionary.fingerprint}")  # they share it out by number
+        self._processes.require_same(
+            "dictionaries", f"{dictionary}, {dictionary.fingerprint}"
+        )  # they share it out by number
         with unlogged(pl_module):
             if not self._names:
-                with processes.together("finding the layers"):
+                with self._processes.forward("finding the layers"):
                     self._names, said = choose_layers(
                         pl_module,
                         dictionary,
@@ -362,12 +365,12 @@ class HNDCallback(Callback):
                 budget=self._budget,
                 progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
                 context=context,
-                processes=processes,
+                processes=self._processes,
             )
 
     def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str) -> None:
         """Shows a dissection on the console and to loggers, and keeps that of a fit in a file."""
-        with _processes(trainer).together("showing a dissection and writing it to a file"):
+        with self._processes.together("showing a dissection and writing it to a file"):
             if trainer.is_global_zero:
                 self._show_and_write(trainer, dissection, title)
 
@@ -420,10 +423,6 @@ class HNDCallback(Callback):
 def _logged_step(trainer: pl.Trainer) -> int:
     """The step under which Lightning logs the scalars of this moment; ``global_step`` counts optimizers apart."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def _processes(trainer: pl.Trainer) -> Processes:
-    return Processes(trainer.global_rank, trainer.world_size)
 
 
 def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:

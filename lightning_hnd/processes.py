@@ -22,10 +22,12 @@ class Processes:
     Attributes:
         rank: Which one this is.
         size: How many there are.
+        split: Whether the model's weights are spread over them, so that each of its forward passes takes all of them.
     """
 
     rank: int = 0
     size: int = 1
+    split: bool = False
 
     def batch_size(self, wanted: int, images: int) -> int:
         """The largest size of batches, up to the one wanted, that leaves no process without any.
@@ -103,12 +105,24 @@ class Processes:
                         kind, text = failure
                         raise kind(f"{what} failed in process {rank}: {text}")
 
+    def forward(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Runs a block with a forward pass: :meth:`together`, unless the model is split.
+
+        Then the others wait for this process in the midst of the same forward pass, and cannot be told of an exception;
+        they end when it does.
+        """
+        return contextlib.nullcontext() if self.split else self.together(what)
+
     def _gather(self, value: _T) -> list[_T]:
         if self.size == 1:
             return [value]
         gathered: list[_T] = [value] * self.size
         torch.distributed.all_gather_object(gathered, value)
         return gathered
+
+
+ALONE = Processes()
+"""The only process there is."""
 
 
 def _kind(error: BaseException) -> type[BaseException]:

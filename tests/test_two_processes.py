@@ -83,6 +83,8 @@ def fit(
     path: Path,
     *,
     devices: int = 2,
+    strategy: Any = "ddp",
+    net: type[Net] = Net,
     epochs: int = 2,
     dissected: bool = True,
     others: Sequence[L.Callback] = (),
@@ -91,14 +93,14 @@ def fit(
     """Trains with batch norm and dropout."""
     L.seed_everything(0, verbose=False)
     callback = HNDCallback(uneven_dictionary(), LAYERS, batch_size=BATCH, quantile=QUANTILE, **options)
-    net = Net()
-    settings: dict[str, Any] = {"strategy": "ddp" if devices == 2 else "auto", "devices": devices}
-    if options.get("at_train_epoch_end"):
-        settings["limit_val_batches"] = 0
-    run = trainer(path, *[callback] * dissected, *others, max_epochs=epochs, **settings)
-    run.fit(net, *data())
+    module = net()
+    settings: dict[str, Any] = {"limit_val_batches": 0} if options.get("at_train_epoch_end") else {}
+    settings.update(devices=devices, strategy=strategy if devices > 1 else "auto", max_epochs=epochs)
+    run = trainer(path, *[callback] * dissected, *others, **settings)
+    run.fit(module, *data())
     metrics = {key: float(value) for key, value in run.callback_metrics.items() if key.startswith("hnd/")}
-    return Found(callback.baseline, callback.latest, metrics, net.state_dict(), torch.get_rng_state(), run.global_step)
+    weights, random = module.state_dict(), torch.get_rng_state()
+    return Found(callback.baseline, callback.latest, metrics, weights, random, run.global_step)
 
 
 def assert_same(ours: Dissection | None, theirs: Dissection | None) -> None:
