@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
+import torch.distributed.fsdp
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -31,11 +32,13 @@ def processes_of(trainer: pl.Trainer) -> Processes:
     remedy = "train on one device, with strategy='ddp', or with FSDP2: ModelParallelStrategy(tensor_parallel_size=1)"
     if isinstance(strategy, ModelParallelStrategy):
         tensor_parallel = strategy.device_mesh["tensor_parallel"].size()
-        if tensor_parallel == 1:
-            return Processes(trainer.global_rank, trainer.world_size, split=True)
-        raise ValueError(
-            f"HNDCallback does not support tensor parallelism (tensor_parallel_size={tensor_parallel}): a process has "
-            f"only some units of a layer; {remedy}"
-        )
+        if tensor_parallel > 1:
+            raise ValueError(
+                f"HNDCallback does not support tensor parallelism (tensor_parallel_size={tensor_parallel}): a process "
+                f"has only some units of a layer; {remedy}"
+            )
+        if not hasattr(torch.distributed.fsdp, "fully_shard"):
+            raise ValueError(f"HNDCallback supports FSDP2 with torch >= 2.6, and this is torch {torch.__version__}")
+        return Processes(trainer.global_rank, trainer.world_size, split=True)
     which = f"{type(strategy).__name__}" + (" (FSDP1)" if isinstance(strategy, FSDPStrategy) else "")
     raise ValueError(f"HNDCallback does not support {which}; {remedy}")

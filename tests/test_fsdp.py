@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from pair import Pair
 from runs import Net, data, trainer
@@ -21,17 +22,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
 ]
 
+since_2_6 = pytest.mark.skipif(not hasattr(torch.distributed.fsdp, "fully_shard"), reason="FSDP2 takes torch >= 2.6")
+before_2_6 = pytest.mark.skipif(hasattr(torch.distributed.fsdp, "fully_shard"), reason="torch >= 2.6 can dissect them")
+
 
 class Split(Net):
     """Each process holds a part of every weight."""
 
     def configure_model(self) -> None:
-        from torch.distributed._composable.fsdp import fully_shard
-
-        if not hasattr(self.head[1].weight, "full_tensor"):
+        if not hasattr(self.head[1].weight, "full_tensor"):  # Lightning calls it at every entry
             mesh = self.device_mesh["data_parallel"]
             for part in (self.body[0], self.head[1], self):
-                fully_shard(part, mesh=mesh)
+                torch.distributed.fsdp.fully_shard(part, mesh=mesh)
 
 
 def fit_split(path: Path, **options: Any) -> Found:
@@ -41,6 +43,7 @@ def fit_split(path: Path, **options: Any) -> Found:
     return found._replace(weights=weights)
 
 
+@since_2_6
 def test_a_split_model_is_dissected_like_a_whole_one(pair: Pair, tmp_path: Path) -> None:
     alone = fit(tmp_path / "alone", devices=1)
     with_it = first, second = pair.results(fit_split, tmp_path / "with")
@@ -58,12 +61,21 @@ def fit_split_to_nan(path: Path, **options: Any) -> Found:
     return fit_split(path, forward_fn=Failure("NaN", 1), **options)
 
 
+@since_2_6
 def test_if_the_activations_of_one_are_not_finite_all_end(pair: Pair, tmp_path: Path) -> None:
     first, second = pair.run(fit_split_to_nan, tmp_path)
     assert isinstance(second, ValueError)
     assert str(first) == f"showing the dictionary to the model failed in process 1: ValueError: {second}"
 
 
+@before_2_6
+def test_an_old_torch_refuses_it(pair: Pair, tmp_path: Path) -> None:
+    for error in pair.run(fit_unsupported, tmp_path, "FSDP2"):
+        assert isinstance(error, ValueError)
+        assert str(error).startswith("HNDCallback supports FSDP2 with torch >= 2.6, and this is torch 2.")
+
+
+@since_2_6
 def test_going_on_after_errors_is_refused(pair: Pair, tmp_path: Path) -> None:
     for error in pair.run(fit_split, tmp_path, on_error="warn"):
         assert isinstance(error, ValueError)
@@ -76,10 +88,11 @@ class OnTheCPU(FSDPStrategy):
 
 def fit_unsupported(path: Path, which: str) -> None:
     strategies: dict[str, Any] = {
+        "FSDP2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
         "FSDP1": lambda: OnTheCPU(process_group_backend="gloo"),
         "tensor parallel": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
     }
-    trainer(path, HNDCallback(), strategy=strategies[which](), devices=2).fit(Split(), *data())
+    trainer(path, HNDCallback(), strategy=strategies[which](), devices=2).fit(Net(), *data())
 
 
 @pytest.mark.parametrize(

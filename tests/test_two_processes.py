@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,13 +18,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_dictionary
-from pair import Pair
+from pair import LIMIT, Pair
 from runs import Net, data, trainer
 from torch import Tensor
 
 from lightning_hnd import PAPER, Dissection, FaceDictionary, HNDCallback, dissect
 from lightning_hnd.dictionary.masks import PackedMasks
-from lightning_hnd.report import scalars
+from lightning_hnd.report import history, scalars
 from lightning_hnd.report.files import RunFiles
 
 pytestmark = [
@@ -243,3 +246,33 @@ def test_a_dictionary_that_one_has_not_is_named_by_all(pair: Pair, tmp_path: Pat
     for error in pair.run(fit_own_dictionary, tmp_path, tmp_path / "own"):
         assert isinstance(error, ValueError)
         assert str(error).startswith("the processes have different dictionaries: process 0 ")
+
+
+KILLED = """
+import os, pathlib, signal, sys
+sys.path[:0] = {paths!r}
+import torch
+from conftest import random_dictionary
+from runs import Net, data, trainer
+from lightning_hnd import HNDCallback
+
+def forward(module, images):
+    if module.current_epoch == 1 and torch.distributed.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    module(images)
+
+torch.set_num_threads(1)
+callback = HNDCallback(random_dictionary(), forward_fn=forward, on_error="warn")
+trainer(pathlib.Path({folder!r}), callback, strategy="ddp", devices=2, max_epochs=3).fit(Net(), *data())
+"""
+
+
+def test_if_one_is_killed_the_run_ends_and_keeps_what_it_had(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(KILLED.format(paths=sys.path, folder=str(tmp_path)))
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    ended = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=LIMIT * 2)
+    assert ended.returncode not in (0, None)
+    assert "Starting with 2 processes" in ended.stderr  # by Lightning's own launcher
+    names = [dissection.info["epoch"] for dissection in history(tmp_path / "hnd")]
+    assert names == [0, 0]  # at start and of epoch 0
