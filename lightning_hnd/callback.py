@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -22,13 +22,17 @@ from lightning_hnd.faults import tolerated
 from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
 from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_stopping_at_nan, refuse_unknown
 from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, measure
+from lightning_hnd.processes import ALONE
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
 from lightning_hnd.report.keys import keys, prefix
 from lightning_hnd.report.loggers import log_dir, write
 from lightning_hnd.rules import README, Rule
+from lightning_hnd.strategies import processes_of
 from lightning_hnd.undisturbed import device_of, unlogged
+
+OPENING = "opening the dictionary"
 
 
 class HNDCallback(Callback):
@@ -144,6 +148,7 @@ class HNDCallback(Callback):
         self._forward_fn = forward_fn
         self._batch_size = batch_size
         self._budget = budget
+        self._processes = ALONE
         self._begin()
 
     def _begin(self) -> None:
@@ -181,11 +186,11 @@ class HNDCallback(Callback):
                 self._begin()
             else:
                 self._forget_model()
-        supported = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not supported or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy to Lightning
+        self._processes = processes_of(trainer)
+        if self._processes.split and self._tolerant:
             raise ValueError(
-                f"HNDCallback does not support {type(trainer.strategy).__name__} yet: the module must be whole on "
-                "each device (one device, or DDP)"
+                "HNDCallback(on_error='warn') does not work where the module is split over processes: if one fails in "
+                "a forward pass, the others wait for it there. Give on_error='raise'"
             )
         if trainer.barebones:
             rank_zero_warn("HNDCallback does nothing in Trainer(barebones=True), which measures raw speed")
@@ -202,7 +207,8 @@ class HNDCallback(Callback):
             self._names = resolve_layers(pl_module, self._layers)
         example = find_images(pl_module.example_input_array)
         if self.dictionary is None and example is not None:
-            self._faces.open(example, device_of(pl_module))
+            with self._processes.together(OPENING):
+                self._faces.open(example, device_of(pl_module))
         if not trainer.enable_validation and not self._at_train_epoch_end:
             rank_zero_warn(
                 "HNDCallback dissects at validation, and this run has none (no validation_step or dataloader, or "
@@ -216,7 +222,7 @@ class HNDCallback(Callback):
     ) -> None:
         """Learns from the first batch what the model gets."""
         if not trainer.barebones:
-            self._faces.learn(batch, device_of(pl_module))
+            self._learn(trainer, pl_module, batch)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, if the dictionary is known by now."""
@@ -229,9 +235,13 @@ class HNDCallback(Callback):
         """Takes the baseline before the first step, if nothing told the size before."""
         if trainer.barebones:
             return
-        self._faces.learn(batch, device_of(pl_module))
+        self._learn(trainer, pl_module, batch)
         if not self._started:
             self._start(trainer, pl_module)
+
+    def _learn(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        with contextlib.nullcontext() if self.dictionary is not None else self._processes.together(OPENING):
+            self._faces.learn(batch, device_of(pl_module))
 
     def _keys(self) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
@@ -280,7 +290,10 @@ class HNDCallback(Callback):
             self._publish(trainer, found, moment.capitalize(), tolerate=tolerate)
         values[self._seconds_key(trainer)] = time.monotonic() - began
         for key, value in values.items():
-            pl_module.log(key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
+            # the same in all processes, but for the seconds, of which the longest count
+            pl_module.log(
+                key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max"
+            )
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, or takes up the history of a run that goes on."""
@@ -301,10 +314,13 @@ class HNDCallback(Callback):
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
         assert self.dictionary is not None
-        self._measure(trainer, pl_module, self.dictionary.subset(range(1)))  # fails now rather than later
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._files.resume(log_dir(trainer), trainer.global_step)
-            self.baseline = self._files.baseline() if self.baseline is None else self.baseline
+        few = self.dictionary.subset(range(self._processes.size))
+        self._measure(trainer, pl_module, few)  # fails now rather than later
+        with self._processes.together("taking up the run's earlier dissections"):
+            if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._files.resume(log_dir(trainer), trainer.global_step)
+                self.baseline = self._files.baseline() if self.baseline is None else self.baseline
+        self.baseline = self._processes.first(self.baseline)
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         assert self.dictionary is not None
@@ -318,16 +334,20 @@ class HNDCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary
     ) -> dict[str, dict[str, torch.Tensor]]:
         context = trainer.precision_plugin.forward_context
+        self._processes.require_same(
+            "dictionaries", f"{dictionary}, {dictionary.fingerprint}"
+        )  # they share it out by number
         with unlogged(pl_module):
             if not self._names:
-                self._names, said = choose_layers(
-                    pl_module,
-                    dictionary,
-                    self._layers,
-                    grid=self._grid,
-                    forward_fn=self._forward_fn,
-                    context=context,
-                )
+                with self._processes.forward("finding the layers"):
+                    self._names, said = choose_layers(
+                        pl_module,
+                        dictionary,
+                        self._layers,
+                        grid=self._grid,
+                        forward_fn=self._forward_fn,
+                        context=context,
+                    )
                 if said:
                     rank_zero_info(f"HNDCallback: {said}")
             others = [key for callback in _dissecting(trainer) if callback is not self for key in callback._keys()]
@@ -345,12 +365,16 @@ class HNDCallback(Callback):
                 budget=self._budget,
                 progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
                 context=context,
+                processes=self._processes,
             )
 
     def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str, *, tolerate: bool) -> None:
         """Shows a dissection on the console and to loggers, and keeps that of a fit in a file."""
-        if not trainer.is_global_zero:
-            return
+        with self._processes.together("showing a dissection and writing it to a file"):
+            if trainer.is_global_zero:
+                self._show_and_write(trainer, dissection, title, tolerate=tolerate)
+
+    def _show_and_write(self, trainer: pl.Trainer, dissection: Dissection, title: str, *, tolerate: bool) -> None:
         assert self.dictionary is not None
         show(dissection, title)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
