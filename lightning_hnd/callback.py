@@ -333,40 +333,39 @@ class HNDCallback(Callback):
     def _measure(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary
     ) -> dict[str, dict[str, torch.Tensor]]:
-        context = trainer.precision_plugin.forward_context
-        self._processes.require_same(
-            "dictionaries", f"{dictionary}, {dictionary.fingerprint}"
-        )  # they share it out by number
+        """Shows a dictionary to the model; the first time, its layers are chosen before."""
+        # they share it out by number
+        self._processes.require_same("dictionaries", f"{dictionary}, {dictionary.fingerprint}")
+        forward: dict[str, Any] = {
+            "grid": self._grid,
+            "forward_fn": self._forward_fn,
+            "context": trainer.precision_plugin.forward_context,
+        }
         with unlogged(pl_module):
             if not self._names:
                 with self._processes.forward("finding the layers"):
-                    self._names, said = choose_layers(
-                        pl_module,
-                        dictionary,
-                        self._layers,
-                        grid=self._grid,
-                        forward_fn=self._forward_fn,
-                        context=context,
-                    )
+                    self._names, said = choose_layers(pl_module, dictionary, self._layers, **forward)
                 if said:
                     rank_zero_info(f"HNDCallback: {said}")
-            others = [key for callback in _dissecting(trainer) if callback is not self for key in callback._keys()]
-            refuse_shared(self._keys(), others)
-            if len(_dissecting(trainer)) == 1:  # what another one will log, this one cannot know
-                refuse_unknown(trainer, [*self._keys(), self._seconds_key(trainer)])
+            self._check_keys(trainer)
             return measure(
                 pl_module,
                 dictionary,
                 self._names,
                 self.rule.quantile,
-                grid=self._grid,
-                forward_fn=self._forward_fn,
                 batch_size=self._batch_size,
                 budget=self._budget,
                 progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-                context=context,
                 processes=self._processes,
+                **forward,
             )
+
+    def _check_keys(self, trainer: pl.Trainer) -> None:
+        """Refuses keys that another HNDCallback logs, too, and whoever monitors one that nobody logs."""
+        callbacks = _dissecting(trainer)
+        refuse_shared(self._keys(), [key for callback in callbacks if callback is not self for key in callback._keys()])
+        if len(callbacks) == 1:  # what another one will log, this one cannot know
+            refuse_unknown(trainer, [*self._keys(), self._seconds_key(trainer)])
 
     def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str, *, tolerate: bool) -> None:
         """Shows a dissection on the console and to loggers, and keeps that of a fit in a file."""
