@@ -70,6 +70,10 @@ class HNDCallback(Callback):
     :func:`~lightning_hnd.report.history`. A second HNDCallback of one Trainer, and a second run in the same
     ``log_dir``, writes to ``<log_dir>/hnd-2``.
 
+    **Several processes** (DDP; FSDP2 through ``ModelParallelStrategy`` without tensor parallelism) share the
+    dictionary out by whole batches, and all get the same result: that of the first process's buffers, where batch
+    norm's averages differ. If a dissection fails in one of them it fails in all, with the same message.
+
     ``trainer.validate`` on its own dissects and logs, and writes no file; ``trainer.test`` and ``trainer.predict``
     do not dissect. What happens when something fails is listed in ``docs/faults.md``.
 
@@ -94,8 +98,8 @@ class HNDCallback(Callback):
         grid: ``(rows, columns)`` of token sequences, for vision transformers.
         forward_fn: From the LightningModule and images to anything: one forward pass, where
             ``pl_module(images)`` is not it.
-        batch_size: Dictionary images in a batch.
-        budget: Bytes that maps in which units may fire may take; see :func:`~lightning_hnd.dissect`.
+        batch_size: Dictionary images in a batch, at most.
+        budget: Bytes that maps in which units may fire may take in each process; see :func:`~lightning_hnd.dissect`.
         max_images: Show at most so many of the dictionary's images, the same every time; see
             :meth:`FaceDictionary.sample`. None: all.
 
@@ -104,7 +108,7 @@ class HNDCallback(Callback):
         ValueError: If a value is out of range, or ``size``, ``mean`` or ``std`` is given beside a FaceDictionary,
             which has its own. Before the first step also: if a layer does not exist or does not run, the
             dictionary is damaged, activations are not finite, somebody monitors a key that will not be logged,
-            goes stale or may be NaN, or the module is split over devices.
+            goes stale or may be NaN, the strategy is not supported, or processes have different dictionaries.
         FileNotFoundError: If ``dictionary`` is a path that does not exist.
 
     Attributes:

@@ -153,9 +153,10 @@ def measure(
             for _ in tqdm(rounds, title, leave=False, disable=None if progress else True, delay=2):
                 with processes.forward(SHOWING):
                     batch = next(shown, None)
+                    # a forward pass of a split model takes all processes, also one that has no batch left
+                    images = dictionary.images(slice(0, 1)) if batch is None else batch.images
                     outputs.clear()
-                    with context():  # all of them, for a split model takes all; what comes of the last may not count
-                        images = dictionary.images(slice(0, 1)) if batch is None else batch.images
+                    with context():
                         forward(model, images.to(device), forward_fn)
                 with processes.together(SHOWING):
                     if batch is not None:
@@ -182,8 +183,9 @@ def measure(
                 f"counted in a second forward pass, with the same result: {', '.join(again)}",
                 stacklevel=2,
             )
-        for name in again:
-            metrics[name].let_go()
+        with processes.together("making room for a second pass"):
+            for name in again:
+                metrics[name].let_go()
         for metric in metrics.values():
             with processes.together("counting"):
                 metric.fix_thresholds()
