@@ -79,13 +79,6 @@ KILLED = {
         np.savez_compressed = interrupted
         fit(folder)
         """,
-    "on disk, and its checkpoint is not": """
-        class Kill(L.Callback):
-            def on_validation_end(self, trainer, pl_module):
-                if trainer.global_step == 12:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        fit(folder, Kill())
-        """,
     "on disk, and its checkpoint is half of one": """
         write = torch.save
         def interrupted(checkpoint, file, *rest, **options):
