@@ -1,16 +1,22 @@
-# `make demo` and `make test` do all set-up themselves, in .venv.
+# `make demo` and `make test` do all set-up themselves, in .venv; `make test-oldest` in .venv-oldest, which takes 5 GB,
+# since old releases of torch come with CUDA.
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-oldest lint clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -22,5 +28,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -22,13 +22,17 @@ from lightning_hnd.faults import tolerated
 from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
 from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_stopping_at_nan, refuse_unknown
 from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, measure
+from lightning_hnd.processes import ALONE
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
 from lightning_hnd.report.keys import keys, prefix
 from lightning_hnd.report.loggers import log_dir, write
 from lightning_hnd.rules import README, Rule
+from lightning_hnd.strategies import processes_of
 from lightning_hnd.undisturbed import device_of, unlogged
+
+OPENING = "opening the dictionary"
 
 
 class HNDCallback(Callback):
@@ -66,6 +70,10 @@ class HNDCallback(Callback):
     :func:`~lightning_hnd.report.history`. A second HNDCallback of one Trainer, and a second run in the same
     ``log_dir``, writes to ``<log_dir>/hnd-2``.
 
+    **Several processes** (DDP; FSDP2 through ``ModelParallelStrategy`` without tensor parallelism) share the
+    dictionary out by whole batches, and all get the same result: that of the first process's buffers, where batch
+    norm's averages differ. If a dissection fails in one of them it fails in all, with the same message.
+
     ``trainer.validate`` on its own dissects and logs, and writes no file; ``trainer.test`` and ``trainer.predict``
     do not dissect. What happens when something fails is listed in ``docs/faults.md``.
 
@@ -90,8 +98,8 @@ class HNDCallback(Callback):
         grid: ``(rows, columns)`` of token sequences, for vision transformers.
         forward_fn: From the LightningModule and images to anything: one forward pass, where
             ``pl_module(images)`` is not it.
-        batch_size: Dictionary images in a batch.
-        budget: Bytes that maps in which units may fire may take; see :func:`~lightning_hnd.dissect`.
+        batch_size: Dictionary images in a batch, at most.
+        budget: Bytes that maps in which units may fire may take in each process; see :func:`~lightning_hnd.dissect`.
         max_images: Show at most so many of the dictionary's images, the same every time; see
             :meth:`FaceDictionary.sample`. None: all.
 
@@ -100,7 +108,7 @@ class HNDCallback(Callback):
         ValueError: If a value is out of range, or ``size``, ``mean`` or ``std`` is given beside a FaceDictionary,
             which has its own. Before the first step also: if a layer does not exist or does not run, the
             dictionary is damaged, activations are not finite, somebody monitors a key that will not be logged,
-            goes stale or may be NaN, or the module is split over devices.
+            goes stale or may be NaN, the strategy is not supported, or processes have different dictionaries.
         FileNotFoundError: If ``dictionary`` is a path that does not exist.
 
     Attributes:
@@ -144,6 +152,7 @@ class HNDCallback(Callback):
         self._forward_fn = forward_fn
         self._batch_size = batch_size
         self._budget = budget
+        self._processes = ALONE
         self._begin()
 
     def _begin(self) -> None:
@@ -181,11 +190,11 @@ class HNDCallback(Callback):
                 self._begin()
             else:
                 self._forget_model()
-        supported = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not supported or isinstance(trainer.strategy, DeepSpeedStrategy):  # which is a DDPStrategy to Lightning
+        self._processes = processes_of(trainer)
+        if self._processes.split and self._tolerant:
             raise ValueError(
-                f"HNDCallback does not support {type(trainer.strategy).__name__} yet: the module must be whole on "
-                "each device (one device, or DDP)"
+                "HNDCallback(on_error='warn') does not work where the module is split over processes: if one fails in "
+                "a forward pass, the others wait for it there. Give on_error='raise'"
             )
         if trainer.barebones:
             rank_zero_warn("HNDCallback does nothing in Trainer(barebones=True), which measures raw speed")
@@ -202,7 +211,8 @@ class HNDCallback(Callback):
             self._names = resolve_layers(pl_module, self._layers)
         example = find_images(pl_module.example_input_array)
         if self.dictionary is None and example is not None:
-            self._faces.open(example, device_of(pl_module))
+            with self._processes.together(OPENING):
+                self._faces.open(example, device_of(pl_module))
         if not trainer.enable_validation and not self._at_train_epoch_end:
             rank_zero_warn(
                 "HNDCallback dissects at validation, and this run has none (no validation_step or dataloader, or "
@@ -216,7 +226,7 @@ class HNDCallback(Callback):
     ) -> None:
         """Learns from the first batch what the model gets."""
         if not trainer.barebones:
-            self._faces.learn(batch, device_of(pl_module))
+            self._learn(trainer, pl_module, batch)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, if the dictionary is known by now."""
@@ -227,9 +237,15 @@ class HNDCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Takes the baseline before the first step, if nothing told the size before."""
-        if not self._started and not trainer.barebones:
-            self._faces.learn(batch, device_of(pl_module))
+        if trainer.barebones:
+            return
+        self._learn(trainer, pl_module, batch)
+        if not self._started:
             self._start(trainer, pl_module)
+
+    def _learn(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        with contextlib.nullcontext() if self.dictionary is not None else self._processes.together(OPENING):
+            self._faces.learn(batch, device_of(pl_module))
 
     def _keys(self) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
@@ -275,10 +291,13 @@ class HNDCallback(Callback):
         values = dict.fromkeys(self._keys(), math.nan)
         if found is not None:
             self.latest, values = found, scalars(found)
-            self._publish(trainer, found, moment.capitalize())
+            self._publish(trainer, found, moment.capitalize(), tolerate=tolerate)
         values[self._seconds_key(trainer)] = time.monotonic() - began
         for key, value in values.items():
-            pl_module.log(key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
+            # the same in all processes, but for the seconds, of which the longest count
+            pl_module.log(
+                key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max"
+            )
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, or takes up the history of a run that goes on."""
@@ -290,7 +309,7 @@ class HNDCallback(Callback):
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
         self._baseline_scalars = scalars(self.baseline)
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
-        self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})")
+        self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})", tolerate=False)
         values = {**self._baseline_scalars, self._seconds_key(trainer): time.monotonic() - began}
         # self.log here would be recorded at the first epoch's step, behind that epoch's own value
         for logger in trainer.loggers:
@@ -299,11 +318,13 @@ class HNDCallback(Callback):
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
         assert self.dictionary is not None
-        self._measure(trainer, pl_module, self.dictionary.subset(range(1)))  # fails now rather than later
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            with tolerated("take up the run's earlier dissections", "Training goes on", tolerate=self._tolerant):
-                self._files.resume(log_dir(trainer))
+        few = self.dictionary.subset(range(self._processes.size))
+        self._measure(trainer, pl_module, few)  # fails now rather than later
+        with self._processes.together("taking up the run's earlier dissections"):
+            if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._files.resume(log_dir(trainer), trainer.global_step)
                 self.baseline = self._files.baseline() if self.baseline is None else self.baseline
+        self.baseline = self._processes.first(self.baseline)
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         assert self.dictionary is not None
@@ -316,50 +337,58 @@ class HNDCallback(Callback):
     def _measure(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary
     ) -> dict[str, dict[str, torch.Tensor]]:
-        context = trainer.precision_plugin.forward_context
+        """Shows a dictionary to the model; the first time, its layers are chosen before."""
+        # they share it out by number
+        self._processes.require_same("dictionaries", f"{dictionary}, {dictionary.fingerprint}")
+        forward: dict[str, Any] = {
+            "grid": self._grid,
+            "forward_fn": self._forward_fn,
+            "context": trainer.precision_plugin.forward_context,
+        }
         with unlogged(pl_module):
             if not self._names:
-                self._names, said = choose_layers(
-                    pl_module,
-                    dictionary,
-                    self._layers,
-                    grid=self._grid,
-                    forward_fn=self._forward_fn,
-                    context=context,
-                )
+                with self._processes.forward("finding the layers"):
+                    self._names, said = choose_layers(pl_module, dictionary, self._layers, **forward)
                 if said:
                     rank_zero_info(f"HNDCallback: {said}")
-            others = [key for callback in _dissecting(trainer) if callback is not self for key in callback._keys()]
-            refuse_shared(self._keys(), others)
-            if len(_dissecting(trainer)) == 1:  # what another one will log, this one cannot know
-                refuse_unknown(trainer, [*self._keys(), self._seconds_key(trainer)])
+            self._check_keys(trainer)
             return measure(
                 pl_module,
                 dictionary,
                 self._names,
                 self.rule.quantile,
-                grid=self._grid,
-                forward_fn=self._forward_fn,
                 batch_size=self._batch_size,
                 budget=self._budget,
                 progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-                context=context,
+                processes=self._processes,
+                **forward,
             )
 
-    def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str) -> None:
+    def _check_keys(self, trainer: pl.Trainer) -> None:
+        """Refuses keys that another HNDCallback logs, too, and whoever monitors one that nobody logs."""
+        callbacks = _dissecting(trainer)
+        refuse_shared(self._keys(), [key for callback in callbacks if callback is not self for key in callback._keys()])
+        if len(callbacks) == 1:  # what another one will log, this one cannot know
+            refuse_unknown(trainer, [*self._keys(), self._seconds_key(trainer)])
+
+    def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str, *, tolerate: bool) -> None:
         """Shows a dissection on the console and to loggers, and keeps that of a fit in a file."""
-        if not trainer.is_global_zero:
-            return
+        with self._processes.together("showing a dissection and writing it to a file"):
+            if trainer.is_global_zero:
+                self._show_and_write(trainer, dissection, title, tolerate=tolerate)
+
+    def _show_and_write(self, trainer: pl.Trainer, dissection: Dissection, title: str, *, tolerate: bool) -> None:
         assert self.dictionary is not None
         show(dissection, title)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             with tolerated(
                 f"write the dissection of epoch {trainer.current_epoch}, step {trainer.global_step} to a file",
                 "Its scalars are logged; training goes on",
-                tolerate=self._tolerant,
+                tolerate=tolerate,
             ):
                 self._files.save(dissection, log_dir(trainer))
-        write(trainer.loggers, dissection, self.dictionary, _logged_step(trainer))
+        with tolerated("draw tables and pictures", "Its scalars are logged; training goes on", tolerate=tolerate):
+            write(trainer.loggers, dissection, self.dictionary, _logged_step(trainer))
 
     def _seconds_key(self, trainer: pl.Trainer) -> str:
         """Each HNDCallback of a Trainer has its own."""

@@ -24,7 +24,12 @@ def tolerated(doing: str, consequence: str, *, tolerate: bool = True) -> Iterato
     try:
         yield
     except Exception as error:
-        if not tolerate or out_of_memory(error):
+        if out_of_memory(error):
+            rank_zero_warn(
+                f"HNDCallback could not {doing} for want of memory; a smaller batch_size= or budget= needs less"
+            )
+            raise
+        if not tolerate:
             raise
         rank_zero_warn(f"HNDCallback could not {doing}: {type(error).__name__}: {error}. {consequence}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_hnd.activations import Grid, last_spatial, record, remark, resolve_layers, trace, unit_maps
-from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.metric import DissectionMetric
-from lightning_hnd.processes import Processes
+from lightning_hnd.processes import ALONE, Processes
 from lightning_hnd.rules import README, Rule
 from lightning_hnd.undisturbed import device_of, undisturbed
 
 BUDGET = 2**30
 """Bytes that the maps kept for counting may take, if nobody says otherwise."""
 
-ALONE = Processes()
+SHOWING = "showing the dictionary to the model"
 
 ForwardFn = Callable[[Any, Tensor], Any]
 """From the model and images ``[B, channels, H, W]`` to anything: one forward pass."""
@@ -147,32 +147,43 @@ def measure(
 
     def show(title: str, names: Sequence[str]) -> None:
         """One pass of the dictionary through the model, for the metrics of some layers."""
-        batches = dictionary.batches(batch_size, shard=processes.rank, num_shards=processes.size)
-        count = len(range(processes.rank * batch_size, len(dictionary), processes.size * batch_size))
-        with processes.together("showing the dictionary to the model"), record(model, names) as outputs:
-            for batch in tqdm(batches, title, count, leave=False, disable=None if progress else True, delay=2):
-                outputs.clear()
-                with context():
-                    forward(model, batch.images.to(device), forward_fn)
-                labels = batch.to(counting)
-                for name in names:
-                    maps = unit_maps(name, outputs, len(batch.index), grid)
-                    try:
-                        metrics[name].update(maps.to(counting), labels)
-                    except ValueError as error:
-                        raise ValueError(f"layer {name!r}: {error}") from error
-                _keep_within(budget, metrics.values())
+        shown = dictionary.batches(batch_size, shard=processes.rank, num_shards=processes.size)
+        rounds = range(0, len(dictionary), processes.size * batch_size)
+        with record(model, names) as outputs:
+            for _ in tqdm(rounds, title, leave=False, disable=None if progress else True, delay=2):
+                with processes.forward(SHOWING):
+                    batch = next(shown, None)
+                    # a forward pass of a split model takes all processes, also one that has no batch left
+                    images = dictionary.images(slice(0, 1)) if batch is None else batch.images
+                    outputs.clear()
+                    with context():
+                        forward(model, images.to(device), forward_fn)
+                with processes.together(SHOWING):
+                    if batch is not None:
+                        take_in(batch, outputs, names)
+
+    def take_in(batch: DictionaryBatch, outputs: Mapping[str, list[Any]], names: Sequence[str]) -> None:
+        labels = batch.to(counting)
+        for name in names:
+            maps = unit_maps(name, outputs, len(batch.index), grid)
+            try:
+                metrics[name].update(maps.to(counting), labels)
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}") from error
+        _keep_within(budget, metrics.values())
 
     with undisturbed(model):
+        processes.share_buffers(model)
         show("Dissecting", layers)
         flags = processes.any([metric.needs_second_pass for metric in metrics.values()])
         again = [name for name, flag in zip(metrics, flags, strict=True) if flag]
-        if again:
+        if again and processes.rank == 0:
             warnings.warn(
                 f"the maps in which units may fire exceed budget={budget / 2**20:.0f} MiB, so that these layers are "
                 f"counted in a second forward pass, with the same result: {', '.join(again)}",
                 stacklevel=2,
             )
+        with processes.together("making room for a second pass"):
             for name in again:
                 metrics[name].let_go()
         for metric in metrics.values():
@@ -239,7 +250,7 @@ def forward(model: nn.Module, images: Tensor, forward_fn: ForwardFn | None) -> N
             forward_fn(model, images)
         else:
             model(images)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):  # it is not the images
         raise
     except Exception as error:
         raise RuntimeError(

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch.distributed
+from torch import nn
+
+from lightning_hnd.faults import out_of_memory
 
 _T = TypeVar("_T")
 
@@ -19,10 +22,12 @@ class Processes:
     Attributes:
         rank: Which one this is.
         size: How many there are.
+        split: Whether the model's weights are spread over them, so that each of its forward passes takes all of them.
     """
 
     rank: int = 0
     size: int = 1
+    split: bool = False
 
     def batch_size(self, wanted: int, images: int) -> int:
         """The largest size of batches, up to the one wanted, that leaves no process without any.
@@ -42,6 +47,39 @@ class Processes:
         """Which of the flags is set in any process."""
         return [any(column) for column in zip(*self._gather(list(flags)), strict=True)]
 
+    def first(self, value: _T) -> _T:
+        """The value that the first process has, in all of them."""
+        if self.size == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def require_same(self, what: str, value: object) -> None:
+        """Refuses, in all processes, what should be one thing and is not.
+
+        Raises:
+            ValueError: If the value differs between processes.
+        """
+        values = self._gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise ValueError(f"the processes have different {what}: process 0 {values[0]}, process {rank} {other}")
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives all processes the buffers of the first, as a checkpoint has them: batch norm's averages drift apart.
+
+        Args:
+            model: One whose buffers are restored later.
+        """
+        if self.size == 1:
+            return
+        buffers = list(model.buffers())
+        values = self.first([buffer.cpu() for buffer in buffers])
+        with self.together("taking over the buffers of process 0"):
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)
+
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:
         """Runs a block that holds no collective call, or begins with one; if it fails anywhere, it fails everywhere.
@@ -50,7 +88,8 @@ class Processes:
             what: Says in an error what the block does.
 
         Raises:
-            RuntimeError: In the processes in which nothing happened, if the block raised in another.
+            RuntimeError: In the processes in which nothing happened, if the block raised in another. For what must
+                end a run, want of memory or an interrupt, an exception that ends it there, too.
         """
         error: BaseException | None = None
         try:
@@ -59,10 +98,20 @@ class Processes:
             error = raised
             raise
         finally:
-            failures = self._gather(None if error is None else f"{type(error).__name__}: {error}")
-            failed = [rank for rank, failure in enumerate(failures) if failure is not None]
-            if error is None and failed:
-                raise RuntimeError(f"{what} failed in process {failed[0]}: {failures[failed[0]]}")
+            failures = self._gather(None if error is None else (_kind(error), f"{type(error).__name__}: {error}"))
+            if error is None:
+                for rank, failure in enumerate(failures):
+                    if failure is not None:
+                        kind, text = failure
+                        raise kind(f"{what} failed in process {rank}: {text}")
+
+    def forward(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Runs a block with a forward pass: :meth:`together`, unless the model is split.
+
+        Then the others wait for this process in the midst of the same forward pass, and cannot be told of an exception;
+        they end when it does.
+        """
+        return contextlib.nullcontext() if self.split else self.together(what)
 
     def _gather(self, value: _T) -> list[_T]:
         if self.size == 1:
@@ -70,3 +119,14 @@ class Processes:
         gathered: list[_T] = [value] * self.size
         torch.distributed.all_gather_object(gathered, value)
         return gathered
+
+
+ALONE = Processes()
+"""The only process there is."""
+
+
+def _kind(error: BaseException) -> type[BaseException]:
+    """What another process raises for an error: such that all of them end, or all of them go on."""
+    if out_of_memory(error):
+        return MemoryError
+    return RuntimeError if isinstance(error, Exception) else type(error)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pair import Pair
 from PIL import Image
 
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
+
+torch.set_num_threads(1)  # what is computed here is small: threads would wait for each other, seven times as long
 
 
 def write_picture(path: Path, array: np.ndarray, **options: object) -> None:
@@ -81,3 +85,29 @@ def random_dictionary(images: int = 24, size: tuple[int, int] = (24, 32), seed: 
 @pytest.fixture
 def dictionary() -> FaceDictionary:
     return random_dictionary()
+
+
+class _Pairs:
+    """The two processes, started when a test first asks for them, and again after one in which they hung."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+        self.pair: Pair | None = None
+
+    def get(self) -> Pair:
+        if self.pair is None or not self.pair.alive:
+            self.pair = Pair(self._factory.mktemp("pair"))
+        return self.pair
+
+
+@pytest.fixture(scope="session")
+def _pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Pairs]:
+    pairs = _Pairs(tmp_path_factory)
+    yield pairs
+    if pairs.pair is not None:
+        pairs.pair.close()
+
+
+@pytest.fixture
+def pair(_pairs: _Pairs) -> Pair:
+    return _pairs.get()

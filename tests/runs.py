@@ -1,17 +1,22 @@
-"""A small network, its data and a quiet Trainer: what the tests of the callback train."""
+"""A small network, its data, a quiet Trainer and a logger that remembers: what the tests of the callback train."""
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 SIZE = (24, 32)
+
+TENSORS_ONLY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(L.Trainer.fit).parameters else {}
+"""Of ``fit``, to load nothing but tensors and plain data from a checkpoint: before lightning 2.6 one cannot say so."""
 
 
 class Net(L.LightningModule):
@@ -25,10 +30,13 @@ class Net(L.LightningModule):
         return self.head(self.body(x).mean((2, 3)))[:, 0]
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        return nn.functional.mse_loss(self(batch[0]), batch[1])
+        return self.loss(batch)
 
     def validation_step(self, batch: list[Tensor], _: int) -> None:
-        self.log("val_loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
+        self.log("val_loss", self.loss(batch))
+
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        return (self(batch[0]) - batch[1]).square().mean()  # old torch has no mse_loss in bfloat16 on the CPU
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), 0.01)
@@ -56,3 +64,28 @@ def trainer(tmp_path: Path, *callbacks: L.Callback, **options: Any) -> L.Trainer
         "log_every_n_steps": 1,
     }
     return L.Trainer(callbacks=list(callbacks), **{**settings, **options})
+
+
+class Memory(Logger):
+    """Takes scalars and nothing else, as a logger of one's own may, and remembers them."""
+
+    name = version = "memory"
+
+    def __init__(self) -> None:
+        Logger.__init__(self)  # by name: beside WandbLogger, super() would want its package
+        self.metrics: list[tuple[dict[str, float], int]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics.append((metrics, step))
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def values(self, key: str) -> dict[int, float]:
+        """What was logged under a key, by step."""
+        found = [(step, float(metrics[key])) for metrics, step in self.metrics if key in metrics]
+        assert len(dict(found)) == len(found), f"{key} was logged twice at one step"
+        return dict(found)
+
+    def steps(self, key: str) -> list[int]:
+        return list(self.values(key))

@@ -13,7 +13,7 @@ import torch
 from conftest import random_dictionary
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from runs import SIZE, Net, data, trainer
+from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import Tensor, nn
 
 from lightning_hnd import Dissection, HNDCallback, dissect
@@ -23,23 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
 ]
-
-
-def test_training_ends_in_the_same_bits(tmp_path: Path) -> None:
-    def train(*callbacks: L.Callback) -> tuple[dict[str, Tensor], Tensor]:
-        L.seed_everything(3, verbose=False)
-        net = Net()
-        run = trainer(tmp_path, *callbacks)
-        run.fit(net, *data(workers=2))
-        return {**net.state_dict(), **run.optimizers[0].state_dict()["state"][0]}, torch.get_rng_state()
-
-    callback = HNDCallback(random_dictionary())
-    with_it, without_it = train(callback), train()
-    assert callback.latest is not None
-    assert with_it[0].keys() == without_it[0].keys()
-    for name, value in with_it[0].items():
-        assert torch.equal(value, without_it[0][name]), name
-    assert torch.equal(with_it[1], without_it[1])
 
 
 class Watch(L.Callback):
@@ -152,7 +135,7 @@ def test_a_resumed_run_keeps_its_first_baseline(tmp_path: Path) -> None:
     assert first.baseline is not None
     second = HNDCallback(random_dictionary())
     run = trainer(tmp_path, second, max_epochs=2)
-    run.fit(Net(), *data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    run.fit(Net(), *data(), ckpt_path=tmp_path / "last.ckpt", **TENSORS_ONLY)
     assert second.baseline == first.baseline  # read from the run's files
     assert second.state_dict()["baseline"] == scalars(first.baseline)
     assert second.latest is not None
@@ -201,22 +184,6 @@ def test_what_the_forward_logs_of_the_dictionary_goes_nowhere(tmp_path: Path) ->
     assert torch.equal(*seen)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_the_forward_runs_in_the_trainers_precision(tmp_path: Path, precision: str) -> None:
-    seen = set()
-
-    class Looking(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            out = super().forward(x)
-            seen.add(out.dtype)
-            return out
-
-    callback = HNDCallback(random_dictionary())
-    trainer(tmp_path, callback, precision=precision, max_epochs=1).fit(Looking(), *data())
-    assert seen == {torch.float64 if precision == "64-true" else torch.bfloat16}
-    assert callback.latest is not None
-
-
 def test_fitting_after_validating_works(tmp_path: Path) -> None:
     callback = HNDCallback(random_dictionary())
     run, net = trainer(tmp_path, callback, max_epochs=1), Net()
@@ -237,7 +204,7 @@ def test_a_resumed_run_is_checked_before_its_first_step(tmp_path: Path) -> None:
     stop = EarlyStopping("hnd/body.2/readme/mean_iuo")
     run = trainer(tmp_path, HNDCallback(random_dictionary()), stop, max_epochs=2)
     with pytest.raises(ValueError, match="which HNDCallback does not log"):
-        run.fit(net, *data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+        run.fit(net, *data(), ckpt_path=tmp_path / "last.ckpt", **TENSORS_ONLY)
     assert run.global_step == 4
 
 

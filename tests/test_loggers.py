@@ -14,7 +14,7 @@ import torch
 from conftest import random_dictionary
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
-from runs import Net, data, trainer
+from runs import Memory, Net, data, trainer
 
 from lightning_hnd import HNDCallback
 
@@ -26,30 +26,11 @@ KEY = "hnd/body.2/readme"
 STEPS = [0, 3]  # at start, and Lightning counts an epoch's end as its last step
 
 
-class Plain(Logger):
-    """Takes scalars and nothing else, as a logger of one's own may."""
-
-    name = version = "plain"
-
-    def __init__(self) -> None:
-        Logger.__init__(self)  # the next in line of the recording ones below wants its package
-        self.metrics: list[tuple[dict[str, float], int]] = []
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics.append((metrics, step))
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def steps(self, key: str) -> list[int]:
-        return [step for metrics, step in self.metrics if key in metrics]
-
-
-class RecordingWandb(Plain, WandbLogger):
+class RecordingWandb(Memory, WandbLogger):
     """Checks and keeps what Lightning's WandbLogger would get, where wandb is not installed."""
 
     def __init__(self) -> None:
-        Plain.__init__(self)
+        Memory.__init__(self)
         self.images: list[tuple[str, int]] = []
         self.tables: list[tuple[str, int]] = []
 
@@ -72,14 +53,14 @@ class RecordingWandb(Plain, WandbLogger):
         pass
 
 
-class RecordingMlflow(Plain, MLFlowLogger):
+class RecordingMlflow(Memory, MLFlowLogger):
     """The same for MLflow, whose client takes pictures and texts."""
 
     run_id = "run7"
     save_dir = None
 
     def __init__(self) -> None:
-        Plain.__init__(self)
+        Memory.__init__(self)
         self.images: list[tuple[str, int]] = []
         self.texts: dict[str, str] = {}
 
@@ -107,7 +88,7 @@ def run(tmp_path: Path, *loggers: Logger) -> HNDCallback:
 
 
 def test_several_loggers_at_once_each_get_what_they_take(tmp_path: Path) -> None:
-    plain, wandb, mlflow = Plain(), RecordingWandb(), RecordingMlflow()
+    plain, wandb, mlflow = Memory(), RecordingWandb(), RecordingMlflow()
     table = CSVLogger(tmp_path, name="", version="")
     run(tmp_path, table, plain, wandb, mlflow)
     for logger in (plain, wandb, mlflow):

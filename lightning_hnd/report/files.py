@@ -15,7 +15,7 @@ from typing import Any
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.whole_files import sweep
 
-_NAME = re.compile(r"(start|epoch=(?P<epoch>\d+))-step=(?P<step>\d+)(-v(?P<version>\d+))?\.hnd")
+_NAME = re.compile(r"(start|epoch=(?P<epoch>\d+))-step=(?P<step>\d+)\.hnd")
 
 
 def history(folder: str | Path) -> Iterator[Dissection]:
@@ -46,17 +46,18 @@ def _files(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("*.hnd") if _NAME.fullmatch(path.name)), key=lambda p: _order(p.name))
 
 
-def _order(name: str) -> tuple[int, ...]:
+def _order(name: str) -> tuple[int, int]:
+    """Epoch and step; the model at start comes first."""
     found = _NAME.fullmatch(name)
     assert found is not None
-    return tuple(int(found[part] or -1) for part in ("epoch", "step", "version"))
+    return int(found["epoch"] or -1), int(found["step"])
 
 
 class RunFiles:
     """Where one run keeps its dissections, and which are its own.
 
     Its folder is the first free one of ``hnd``, ``hnd-2``, ... beside the logs: no other run and no other
-    callback of the same Trainer writes there, and no file is overwritten.
+    callback of the same Trainer writes there.
 
     Args:
         state: What :meth:`state` gave, of a run that is resumed.
@@ -76,7 +77,7 @@ class RunFiles:
         return {"folder": None if self.folder is None else str(self.folder), "names": list(self.names)}
 
     def save(self, dissection: Dissection, log_dir: Path) -> None:
-        """Writes a dissection, named after its epoch and step; a second one of the same moment gets ``-v1``.
+        """Writes a dissection, named after its epoch and step; one of the same moment that is there is replaced.
 
         Raises:
             OSError: If it cannot be written.
@@ -86,18 +87,22 @@ class RunFiles:
         self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
         info = dissection.info
         when = "start" if info["at_start"] else f"epoch={info['epoch']:04d}"
-        stem = f"{when}-step={info['step']:08d}"
-        names = itertools.chain([f"{stem}.hnd"], (f"{stem}-v{n}.hnd" for n in itertools.count(1)))
-        name = next(name for name in names if name not in self.names)
+        name = f"{when}-step={info['step']:08d}.hnd"
         dissection.save(self.folder / name)
-        self.names.append(name)
+        if name not in self.names:
+            self.names.append(name)
 
-    def resume(self, log_dir: Path) -> None:
+    def resume(self, log_dir: Path, step: int) -> None:
         """Goes on where the checkpoint was made, so that the folder holds one history without gap or double entry.
 
-        In the same ``log_dir`` the run goes on in its folder; what it had written there after the checkpoint was
-        made, and will write again, is set aside into ``superseded``. In another one it begins a folder with the
-        files of before. What is missing of them is warned of.
+        In the same ``log_dir`` the run goes on in its folder; what it had written there of later steps, and will
+        write again, is set aside into ``superseded``. In another one it begins a folder with the files of before.
+        What is missing of them is warned of.
+
+        Args:
+            log_dir: Where the run logs now.
+            step: That of the checkpoint. What was dissected after the checkpoint was made and before the next step
+                belongs to the history: Lightning does not repeat that validation.
 
         Raises:
             OSError: If that cannot be written.
@@ -109,6 +114,7 @@ class RunFiles:
         sweep(before, ".hnd")
         missing = [name for name in self.names if not (before / name).is_file()]
         self.names = [name for name in self.names if name not in missing]
+        self.names += [p.name for p in _files(before) if p.name not in self.names and _order(p.name)[1] == step]
         if before.parent.resolve() != log_dir.resolve() or not before.is_dir():
             self.folder = _claim(log_dir, "hnd")
             for name in self.names:

@@ -1,0 +1,70 @@
+"""Precision through a real Trainer: the forward runs in it, the counting does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_dictionary
+from lightning.pytorch.plugins import MixedPrecision
+from runs import Net, data, trainer
+from torch import Tensor
+
+from lightning_hnd import DissectionMetric, HNDCallback
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+
+QUANTILE = 0.1
+HALF = MixedPrecision("16-mixed", "cpu")  # Trainer(precision="16-mixed") takes bfloat16 instead on the CPU
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters", "maps"),
+    [
+        ({"precision": "32-true"}, torch.float32, torch.float32),
+        ({"precision": "bf16-mixed"}, torch.float32, torch.bfloat16),
+        ({"precision": "bf16-true"}, torch.bfloat16, torch.bfloat16),
+        ({"plugins": HALF}, torch.float32, torch.float16),
+        ({"precision": "64-true"}, torch.float64, torch.float64),
+    ],
+    ids=["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"],
+)
+@pytest.mark.parametrize("budget", [2**30, 0])
+@pytest.mark.filterwarnings("ignore:.*counted in a second forward pass")
+def test_the_counts_are_those_of_the_activations_in_that_precision(
+    tmp_path: Path, settings: dict[str, Any], parameters: torch.dtype, maps: torch.dtype, budget: int
+) -> None:
+    faces = random_dictionary()
+    shown: list[tuple[Tensor, bool]] = []
+    net = Net()
+    net.body[2].register_forward_hook(lambda _module, _inputs, output: shown.append((output, net.training)))
+    callback = HNDCallback(faces, "body.2", batch_size=8, quantile=QUANTILE, budget=budget)
+    trainer(tmp_path, callback, max_epochs=1, num_sanity_val_steps=0, **settings).fit(net, *data())
+    assert not torch.is_autocast_enabled("cpu")
+    assert next(net.parameters()).dtype == parameters
+    assert {output.dtype for output, _ in shown} == {maps}
+    assert not any(training for _, training in shown[:3])
+
+    metric = DissectionMetric(faces.ontology, QUANTILE, num_local=faces.num_local)
+    for batch, (output, _) in zip(faces.batches(8), shown, strict=False):
+        metric.update(output.to(torch.float64), batch)  # which holds all of them
+    assert callback.baseline is not None
+    found, expected = callback.baseline["body.2"].statistics, metric.compute()
+    assert found["intersection"].sum() > 1000
+    for name, value in found.items():
+        exact = value.dtype.kind in "iub" or name in ("threshold", "low", "high", "exemplar_map")
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=0 if exact else 1e-6, err_msg=name)
+
+
+def test_half_precision_that_lightning_does_not_give_on_the_cpu_is_no_trouble(tmp_path: Path) -> None:
+    callback = HNDCallback(random_dictionary(), "body.2")
+    with pytest.warns(UserWarning, match="AMP with fp16 is not supported on CPU. Using `precision='bf16-mixed'`"):
+        run = trainer(tmp_path, callback, max_epochs=1, precision="16-mixed")
+    run.fit(Net(), *data())
+    assert callback.latest is not None

@@ -1,0 +1,247 @@
+"""Killed at any moment and resumed: one history without gap or double entry, equal to that of a run never killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from conftest import random_dictionary
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from runs import TENSORS_ONLY, Net, data, trainer
+from torch import nn
+
+from lightning_hnd import Dissection, HNDCallback
+from lightning_hnd.report import history
+from lightning_hnd.whole_files import sweep
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+    pytest.mark.filterwarnings("ignore:Experiment logs directory"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+]
+EPOCHS = 4
+
+
+def fit(folder: Path, *others: L.Callback, resume: bool = False, epochs: int = EPOCHS, **options: Any) -> HNDCallback:
+    """Trains with nothing that hangs on random numbers, so that a resumed run ends in the bits of one never killed."""
+    L.seed_everything(0, verbose=False)
+    net = Net()
+    net.head = nn.Linear(6, 1)  # without dropout
+    train = data()[1]
+    callback = HNDCallback(random_dictionary(), batch_size=8, forward_fn=options.pop("forward_fn", None))
+    keep = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    options.setdefault("logger", CSVLogger(folder, name="", version=""))
+    run = trainer(folder, callback, *others, keep, max_epochs=epochs, **options)
+    run.fit(net, train, data()[1], ckpt_path=folder / "last.ckpt" if resume else None)
+    return callback
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> list[Dissection]:
+    folder = tmp_path_factory.mktemp("never_killed")
+    fit(folder)
+    found = list(history(folder / "hnd"))
+    assert [d.info["step"] for d in found] == [0, 4, 8, 12, 16]
+    return found
+
+
+KILLED = {
+    # where the third epoch's dissection is when the process is killed
+    "while it runs": """
+        calls = []
+        def forward(net, images):  # one to choose the layer, then three batches a dissection
+            calls.append(net(images))
+            if len(calls) == 1 + 3 * 3 + 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+        fit(folder, forward_fn=forward)
+        """,
+    "while it is written": """
+        write = np.savez_compressed
+        def interrupted(file, **arrays):
+            if json.loads(arrays["header"].tobytes())["info"]["step"] == 12:
+                file.write(b"half of a zip"), file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(file, **arrays)
+        np.savez_compressed = interrupted
+        fit(folder)
+        """,
+    "on disk, and its checkpoint is half of one": """
+        write = torch.save
+        def interrupted(checkpoint, file, *rest, **options):
+            if checkpoint["global_step"] == 12:
+                file.write(b"half of a zip"), file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(checkpoint, file, *rest, **options)
+        torch.save = interrupted
+        fit(folder)
+        """,
+}
+
+
+def killed(folder: Path, code: str) -> None:
+    """Trains in another process, which ends by ``kill -9``."""
+    lines = [
+        "import sys; sys.path.insert(0, sys.argv[1])",
+        "import json, os, signal, torch, numpy as np, lightning as L",
+        "from pathlib import Path; from test_resume import fit",
+        "folder = Path(sys.argv[2])",
+    ]
+    program = "\n".join([*lines, textwrap.dedent(code)])
+    where = [str(Path(__file__).parent), str(folder)]
+    result = subprocess.run([sys.executable, "-c", program, *where], capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_killed_run_continues_its_history(tmp_path: Path, never_killed: list[Dissection], moment: str) -> None:
+    killed(tmp_path, KILLED[moment])
+    before = {p.name: p.read_bytes() for p in (tmp_path / "hnd").glob("*.hnd")}
+    assert {name for name in before if "step=00000012" not in name} == {
+        "start-step=00000000.hnd",
+        "epoch=0000-step=00000004.hnd",
+        "epoch=0001-step=00000008.hnd",
+    }
+    assert list(history(tmp_path / "hnd")) == never_killed[: len(before)]  # none is half-written
+    callback = fit(tmp_path, resume=True)
+    assert callback.baseline == never_killed[0]
+    assert list(history(tmp_path / "hnd")) == never_killed
+    assert not [p for p in (tmp_path / "hnd").iterdir() if p.name.startswith(".")]
+
+
+class SaveAt(L.Callback):
+    """Saves a checkpoint after a batch, before anybody validates."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path, self.step = folder / "last.ckpt", step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.skipif(not TENSORS_ONLY, reason="lightning < 2.6 resumes a checkpoint of on_train_batch_end a batch off")
+@pytest.mark.parametrize("step", [2, 4, 6, 8])
+@pytest.mark.parametrize("interval", [0.5, 1.0])
+def test_checkpoints_of_any_batch_continue_the_history(tmp_path: Path, step: int, interval: float) -> None:
+    """Also one from just before a validation, which Lightning does not repeat."""
+    fit(tmp_path / "whole", epochs=3, val_check_interval=interval)
+    fit(tmp_path / "part", SaveAt(tmp_path, step), epochs=3, val_check_interval=interval)
+    (tmp_path / "last.ckpt").replace(tmp_path / "part/last.ckpt")
+    callback = fit(tmp_path / "part", resume=True, epochs=3, val_check_interval=interval)
+    expected = list(history(tmp_path / "whole/hnd"))
+    found = list(history(tmp_path / "part/hnd"))
+    assert [d.info for d in found] == [d.info for d in expected]
+    if step in (4, 8):  # within an epoch Lightning begins the batches anew, and ends in other weights
+        assert found == expected
+    assert callback.latest == found[-1]
+
+
+def test_the_checkpoint_is_plain_data(tmp_path: Path) -> None:
+    fit(tmp_path, epochs=1)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    (ours,) = (value for key, value in state.items() if key.startswith("HNDCallback"))
+    assert ours["files"]["names"] == ["start-step=00000000.hnd", "epoch=0000-step=00000004.hnd"]
+    assert ours["baseline"]["hnd/body.2/readme/dead_units"] >= 0
+
+
+def test_what_a_longer_run_wrote_later_is_set_aside(tmp_path: Path, never_killed: list[Dissection]) -> None:
+    fit(tmp_path, epochs=2)
+    checkpoint = (tmp_path / "last.ckpt").read_bytes()
+    fit(tmp_path, resume=True)
+    (tmp_path / "last.ckpt").write_bytes(checkpoint)
+    fit(tmp_path, resume=True, epochs=3)
+    assert list(history(tmp_path / "hnd")) == never_killed[:4]
+    assert list(history(tmp_path / "hnd/superseded")) == never_killed[3:]
+
+
+def test_resuming_elsewhere_takes_the_history_along(tmp_path: Path, never_killed: list[Dissection]) -> None:
+    """As TensorBoardLogger and CSVLogger do, which begin another ``version_<n>``."""
+    fit(tmp_path, epochs=2, logger=CSVLogger(tmp_path, name=""))
+    fit(tmp_path, resume=True, logger=CSVLogger(tmp_path, name=""))
+    assert list(history(tmp_path / "version_1/hnd")) == never_killed
+    assert list(history(tmp_path / "version_0/hnd")) == never_killed[:3]
+
+
+def test_a_run_that_was_moved_is_found(tmp_path: Path, never_killed: list[Dissection]) -> None:
+    fit(tmp_path / "here", epochs=2)
+    (tmp_path / "here").rename(tmp_path / "there")
+    fit(tmp_path / "there", resume=True)
+    assert list(history(tmp_path / "there/hnd")) == never_killed
+
+
+def test_damaged_and_lost_files_are_reported_and_passed_over(tmp_path: Path, never_killed: list[Dissection]) -> None:
+    fit(tmp_path, epochs=2)
+    start, first, second = (
+        tmp_path / "hnd" / f"{name}.hnd"
+        for name in ("start-step=00000000", "epoch=0000-step=00000004", "epoch=0001-step=00000008")
+    )
+    start.write_bytes(start.read_bytes()[:-100])
+    first.unlink()
+    with (
+        pytest.warns(UserWarning, match=f"dissections {first.name} are not in {tmp_path / 'hnd'} any more"),
+        pytest.warns(UserWarning, match=f"left out of the history: {start} is not a dissection file, or is damaged"),
+    ):
+        callback = fit(tmp_path, resume=True)
+    assert callback.baseline is None  # its numbers are in the checkpoint, for the curves
+    second.write_bytes(b"")
+    with pytest.warns(UserWarning, match=f"left out of the history: {second}"):
+        assert list(history(tmp_path / "hnd")) == never_killed[3:]
+
+
+def test_two_callbacks_each_go_on_in_their_own_folder(tmp_path: Path) -> None:
+    def both(epochs: int, resume: bool) -> None:
+        pair = [HNDCallback(random_dictionary(), layers=layer) for layer in ("body.0", "body.2")]
+        keep = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
+        run = trainer(tmp_path, *pair, keep, max_epochs=epochs)
+        run.fit(Net(), *data(), ckpt_path=tmp_path / "last.ckpt" if resume else None)
+
+    both(1, False)
+    both(2, True)
+    for folder, layer in (("hnd", "body.0"), ("hnd-2", "body.2")):
+        found = list(history(tmp_path / folder))
+        assert [d.info["step"] for d in found] == [0, 4, 8]
+        assert all(list(d.layers) == [layer] for d in found)
+
+
+def test_a_new_run_in_the_same_place_keeps_out_of_the_old_ones_history(
+    tmp_path: Path, never_killed: list[Dissection]
+) -> None:
+    fit(tmp_path, epochs=2)
+    fit(tmp_path, epochs=1)
+    assert list(history(tmp_path / "hnd")) == never_killed[:3]
+    assert list(history(tmp_path / "hnd-2")) == never_killed[:2]
+
+
+def test_history_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path / 'no'} of dissections"):
+        history(tmp_path / "no")
+
+
+def test_what_another_machine_left_half_written_goes_when_it_is_old(tmp_path: Path) -> None:
+    for name, age in (("new", 0), ("old", 7200)):
+        aside = tmp_path / f".{name}.hnd.elsewhere.7"
+        aside.write_bytes(b"half")
+        os.utime(aside, (time.time() - age,) * 2)
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    alive = tmp_path / f".x.hnd.{socket.gethostname()}.{other.pid}"
+    alive.write_bytes(b"half")
+    sweep(tmp_path, ".hnd")
+    assert alive.exists()
+    other.communicate()
+    sweep(tmp_path, ".hnd")
+    assert [path.name for path in tmp_path.iterdir()] == [".new.hnd.elsewhere.7"]

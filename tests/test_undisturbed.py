@@ -1,0 +1,183 @@
+"""Training never notices: the same bits, the same random numbers, the same batches, the same state at every moment."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from conftest import random_dictionary
+from runs import Net, data, trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_hnd import HNDCallback
+from lightning_hnd.faults import out_of_memory
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:HNDCallback could not dissect"),
+]
+
+
+class Frozen(Net):
+    """Dropout, a batch norm that learns and one that is frozen, and a spectral norm that changes with every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 6, 1))
+        self.body = nn.Sequential(*self.body, conv, nn.BatchNorm2d(6), nn.ReLU())
+        self.modes: list[list[bool]] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.body[4].eval()
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        self.modes.append([module.training for module in self.modules()])
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+        return super().training_step(batch, index) * (1 + torch.rand(()))
+
+
+class Augmented(Dataset):
+    """Draws from every generator there is, and counts what is drawn of it in this process."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, self.drawn = dataset, []
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.drawn.append(index)
+        image, target = self.dataset[index]
+        return image * (0.5 + random.random()) * (0.5 + np.random.rand()) + 0.1 * torch.randn(()), target
+
+
+def loaders(workers: int) -> list[DataLoader]:
+    """One that draws its order from a generator of its own, and one that draws from the global one."""
+    train, validate = (Augmented(loader.dataset) for loader in data())
+    options: dict[str, Any] = {"batch_size": 8, "num_workers": workers}
+    own = torch.Generator().manual_seed(7)
+    return [DataLoader(train, shuffle=True, generator=own, **options), DataLoader(validate, shuffle=True, **options)]
+
+
+def train(tmp_path: Path, *callbacks: L.Callback, workers: int, **options: Any) -> tuple[dict[str, Tensor], list[Any]]:
+    """Trains, and returns whatever could tell that somebody was there: tensors, and plain things."""
+    L.seed_everything(3, verbose=False)
+    net, pair = Frozen(), loaders(workers)
+    run = trainer(tmp_path, *callbacks, **options)
+    run.fit(net, *pair)
+    states = run.optimizers[0].state_dict()["state"]
+    tensors = {
+        **net.state_dict(),
+        **{f"{name} of {i}": value for i, state in states.items() for name, value in state.items()},
+        "loss": run.callback_metrics["val_loss"],
+        "torch": torch.get_rng_state(),
+        "generator": pair[0].generator.get_state(),
+        "numpy": torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
+    }
+    grad = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    drawn = [loader.dataset.drawn for loader in pair]
+    return tensors, [net.modes, grad, drawn, random.getstate(), np.random.get_state()[2:]]
+
+
+def disturb_and_fail(error: Exception, after: int) -> Callable[[Any, Tensor], Any]:
+    """A forward pass that leaves traces wherever it can, and after some calls fails."""
+    calls = []
+
+    def forward(net: Any, images: Tensor) -> None:
+        calls.append(None)
+        net(images)
+        net.train()
+        net.body[1](net.body[0](images))  # a batch norm in training mode moves its averages
+        random.random(), np.random.rand(), torch.rand(3)
+        if len(calls) > after:
+            raise error
+
+    return forward
+
+
+MODES: list[dict[str, Any]] = [
+    {"workers": 0},
+    {"workers": 2},
+    {"workers": 0, "precision": "bf16-mixed", "accumulate_grad_batches": 3, "val_check_interval": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", MODES, ids=["alone", "with workers", "mixed, accumulated"])
+def test_training_ends_in_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
+    tensors, plain = train(tmp_path, **options)
+    calm = HNDCallback(random_dictionary())
+    # 24 images are three batches: one call to choose the layer, three at start, then the second batch fails
+    failing = HNDCallback(
+        random_dictionary(), batch_size=8, on_error="warn", forward_fn=disturb_and_fail(ArithmeticError("no luck"), 5)
+    )
+    for callback in (calm, failing):
+        found = train(tmp_path, callback, **options)
+        torch.testing.assert_close(found[0], tensors, rtol=0, atol=0)
+        assert found[1] == plain
+        assert callback.baseline is not None
+    assert calm.latest is not None
+    assert failing.latest is None  # it did fail
+    if not options["workers"]:  # whose copies count what they draw
+        validations = round(2 / options.get("val_check_interval", 1))
+        assert [len(drawn) for drawn in plain[2]] == [2 * 32, 16 + validations * 32]  # 16 in the sanity check
+
+
+def test_a_failure_is_warned_of_and_logged_as_nan(tmp_path: Path) -> None:
+    callback = HNDCallback(
+        random_dictionary(), batch_size=8, on_error="warn", forward_fn=disturb_and_fail(ArithmeticError("no luck"), 5)
+    )
+    run = trainer(tmp_path, callback, max_epochs=1)
+    with pytest.warns(
+        UserWarning, match=r"could not dissect the model at epoch 0, step 4: RuntimeError: Net failed .*"
+    ):
+        run.fit(Net(), *data())
+    logged = {key: value for key, value in run.callback_metrics.items() if key.startswith("hnd/")}
+    assert logged.pop("hnd/seconds") > 0
+    assert len(logged) > 20
+    assert all(value.isnan() for value in logged.values())
+
+
+def test_on_error_raise_ends_the_run_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    net = Frozen()
+    hooks = [dict(module._forward_hooks) for module in net.modules()]
+    callback = HNDCallback(
+        random_dictionary(), batch_size=8, forward_fn=disturb_and_fail(ArithmeticError("no luck"), 5)
+    )
+    run = trainer(tmp_path, callback)
+    with pytest.raises(RuntimeError, match="no luck"):
+        run.fit(net, *data())
+    assert run.global_step == 4
+    assert [dict(module._forward_hooks) for module in net.modules()] == hooks
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert "log" not in vars(net)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_want_of_memory_is_raised_whatever_on_error_says(tmp_path: Path, error: Exception) -> None:
+    callback = HNDCallback(random_dictionary(), batch_size=8, on_error="warn", forward_fn=disturb_and_fail(error, 5))
+    run = trainer(tmp_path, callback)
+    with (
+        pytest.raises((MemoryError, RuntimeError)) as raised,  # torch's are RuntimeErrors
+        pytest.warns(UserWarning, match=r"for want of memory; a smaller batch_size= or budget="),
+    ):
+        run.fit(Net(), *data())
+    assert out_of_memory(raised.value)
+    assert run.global_step == 4
