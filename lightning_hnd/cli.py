@@ -1,0 +1,91 @@
+"""The command line: ``lightning-hnd dictionary check`` and ``show``.
+
+Exit codes: 0, all is well; 1, the dictionary cannot be used or would make results wrong; 2, the command was not
+understood or cannot be carried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+FINE, FINDINGS, USAGE = 0, 1, 2
+"""Exit codes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Its words; None: those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except (OSError, ValueError) as error:
+        print(f"lightning-hnd: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("lightning-hnd: interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightning-hnd", description="Hierarchical Network Dissection of face models")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    dictionary = commands.add_parser("dictionary", help="check and show Face Dictionaries")
+    actions = dictionary.add_subparsers(title="actions", required=True, metavar="ACTION")
+    _add_check(actions)
+    _add_show(actions)
+    return parser
+
+
+def _add_check(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = actions.add_parser(
+        "check",
+        help="find what is wrong with a dictionary, and say what it means for the results",
+        epilog="Exit codes: 0 nothing that makes results wrong; 1 something does; 2 the command cannot be carried out.",
+    )
+    check.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
+    check.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from lightning_hnd.dictionary import FaceDictionary  # not at the top: --help must not wait for it
+
+    try:
+        print(FaceDictionary.from_folder(args.path))
+    except ValueError as error:
+        print(error)
+        return FINDINGS
+    return FINE
+
+
+def _add_show(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    show = actions.add_parser("show", help="write contact sheets of every concept and group")
+    show.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
+    show.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the sheets to")
+    show.set_defaults(run=_show)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from lightning_hnd.dictionary import FaceDictionary
+    from lightning_hnd.report import contact_sheet
+
+    faces = FaceDictionary.from_folder(args.path, size=128)
+    names = [c.name for c, n in zip(faces.ontology.local, faces.images_per_concept, strict=True) if n]
+    groups = [f"{c.name}/{group}" for c in faces.ontology.global_ for group in c.groups]
+    names += [name for name, n in zip(groups, faces.images_per_group, strict=True) if n]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.fromarray(contact_sheet(faces, name)).save(args.out / f"{name.replace('/', '-')}.png")
+    print(f"{len(names)} sheets in {args.out}")
+    return FINE
