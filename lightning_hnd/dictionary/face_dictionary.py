@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -85,6 +85,7 @@ class FaceDictionary:
         transform: Changes the colours of an image ``[channels, H, W]`` in 0..1, before mean and std.
         origin: What the dictionary is, for people.
         drawn: Whether its faces are drawings.
+        datacard: What its folder's ``datacard.json`` says of where it comes from; empty where there is none.
     """
 
     ontology: Ontology
@@ -101,6 +102,7 @@ class FaceDictionary:
     transform: Callable[[Tensor], Tensor] | None = None
     origin: str = "a dictionary made in memory"
     drawn: bool = False
+    datacard: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self) == 0:

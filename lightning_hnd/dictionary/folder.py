@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.dictionary.datacard import read_datacard, write_datacard
 from lightning_hnd.dictionary.face_dictionary import UNKNOWN, Crop, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
 
@@ -88,6 +89,7 @@ def read_folder(
         std=std,
         transform=transform,
         origin=f"the dictionary {root}",
+        datacard=read_datacard(root),
     )
 
 
@@ -246,6 +248,8 @@ def write_folder(root: Path, dictionary: FaceDictionary) -> None:
         _write_table(root / _table(ontology.kinds[source]), rows)
     if labels:
         _write_table(root / GLOBAL_FOLDER / "labels.csv", labels)
+    if dictionary.datacard:
+        write_datacard(root, {"origin": dictionary.origin, "images": len(dictionary), "of": dictionary.datacard})
 
 
 def _save(picture: Image.Image, path: Path) -> None:
