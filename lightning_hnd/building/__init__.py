@@ -1,0 +1,1 @@
+"""Makes a Face Dictionary of the pictures, labels and landmarks that a user has."""
