@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,14 @@ from lightning_hnd.dictionary.masks import PackedMasks
 def write_picture(path: Path, array: np.ndarray, **options: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packed_dictionaries_lie_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither beside real faces nor in the cache of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HND_CACHE", str(tmp_path_factory.mktemp("packed")))
+        yield
 
 
 @pytest.fixture
