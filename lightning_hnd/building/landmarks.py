@@ -65,7 +65,8 @@ def from_five(points: Points) -> Points:
     """
     one = np.ones((5, 1))
     map_, *_ = np.linalg.lstsq(np.hstack([five_of(MEAN_FACE), one]), points, rcond=None)
-    return np.hstack([MEAN_FACE, np.ones((COUNT, 1))]) @ map_
+    landmarks: Points = np.hstack([MEAN_FACE, np.ones((COUNT, 1))]) @ map_
+    return landmarks
 
 
 def left_to_right(landmarks: Points) -> Points:

@@ -20,8 +20,11 @@ DOUBTFUL = 0.3
 MOST_VALUES = 12
 """A column of ``labels.csv`` with more values is cut into quarters if it holds numbers, and ignored if it does not."""
 
-_MEASURED = {"ita_degrees": "skin_tone", "age": "age", "race": "ethnicity"}
+_MEASURED = {"ita_degrees": "skin_tone", "years": "age", "race": "ethnicity"}
 """Columns that measure what a global concept groups: no confounds of it."""
+
+_NAMES = frozenset(("file", "identity"))
+"""Columns that tell images and people apart, no labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +132,7 @@ def _presence(dictionary: FaceDictionary) -> dict[str, _Variable]:
 
 
 def _columns(dictionary: FaceDictionary) -> dict[str, _Variable]:
-    names = dict.fromkeys(name for labels in dictionary.labels for name in labels)
+    names = [n for n in dict.fromkeys(name for labels in dictionary.labels for name in labels) if n not in _NAMES]
     found = ((name, _categories(_column(dictionary, name))) for name in names)
     return {name: variable for name, variable in found if variable is not None}
 

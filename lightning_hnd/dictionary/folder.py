@@ -197,9 +197,9 @@ def write_folder(root: Path, dictionary: FaceDictionary) -> None:
             _save(picture, root / path)
             labels.append({"image": path, **dictionary.labels[i], **groups})
     for source, rows in tables.items():
-        _write_table(root / table_of(ontology.kinds[source]), rows)
+        write_table(root / table_of(ontology.kinds[source]), rows)
     if labels:
-        _write_table(root / LABELS, labels)
+        write_table(root / LABELS, labels)
     if dictionary.datacard:
         write_datacard(root, {"origin": dictionary.origin, "images": len(dictionary), "of": dictionary.datacard})
 
@@ -209,7 +209,13 @@ def _save(picture: Image.Image, path: Path) -> None:
     picture.save(path)
 
 
-def _write_table(path: Path, rows: list[dict[str, str]]) -> None:
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    """Writes a table of a dictionary; its columns are those of all rows, ``image`` and ``labels`` where there is none.
+
+    Args:
+        path: The file.
+        rows: Its rows by column.
+    """
     columns = list(dict.fromkeys(column for row in rows for column in row)) or ["image", "labels"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
