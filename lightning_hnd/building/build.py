@@ -252,8 +252,8 @@ class _Draft:
         for i in sorted(self.written):
             if (other := first.setdefault(self.written[i][1].digest, i)) != i:
                 twins.add(i)
-                what = f"picture left out: it is the same file as another ({self.faces[other].name})"
-                self.findings[self.faces[i].source].add("picture left out: its file is a copy of another", what[45:])
+                pair = f"{self.faces[i].name} of {self.faces[other].name}"
+                self.findings[self.faces[i].source].add("picture left out: its file is a copy of another", pair)
                 self._remove(i)
         return twins
 

@@ -125,9 +125,12 @@ def areas(landmarks: Points, size: tuple[int, int], concepts: Sequence[str]) -> 
     if problem is not None:
         return {}, problem
     placed = left_to_right(np.asarray(landmarks, np.float64))
-    masks = {}
+    masks: dict[str, Mask] = {}
+    drawn: dict[tuple[Shape, ...], tuple[Mask, float]] = {}
     for name in concepts:
-        masks[name], inside = draw(AREAS[name], placed, size)
+        shapes = AREAS[name]  # which several concepts may share
+        drawn[shapes] = drawn.get(shapes) or draw(shapes, placed, size)
+        masks[name], inside = drawn[shapes]
         if not masks[name].any():
             return {}, f"{name} is hidden: its area has no pixel"
         if inside < LEAST_INSIDE:

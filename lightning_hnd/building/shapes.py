@@ -15,10 +15,10 @@ Corner: TypeAlias = npt.NDArray[np.float64]
 """``[68]``: the weights of landmarks whose mean a corner is; they add up to one."""
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
+Line: TypeAlias = npt.NDArray[np.float64]
 
 _TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
-_HALF_TURN = np.linspace(np.pi / 2, 3 * np.pi / 2, 8)
 
 
 def mean(*landmarks: int) -> Corner:
@@ -96,22 +96,21 @@ def draw(shapes: Sequence[Shape], landmarks: Points, size: tuple[int, int]) -> t
     """
     scale = unit(landmarks)
     outlines = [shape.outline(landmarks) for shape in shapes]
+    everything = np.concatenate(outlines)
     margin = max(shape.grow for shape in shapes) * scale + 1
-    low = np.floor(np.min([outline.min(0) for outline in outlines], axis=0) - margin).astype(int)
-    high = np.ceil(np.max([outline.max(0) for outline in outlines], axis=0) + margin).astype(int)
-    (left, top), (width, height) = low, high - low
-    inside = np.zeros((height, width), np.bool_)
+    left, top = np.floor(everything.min(0) - margin).astype(int).tolist()
+    right, bottom = np.ceil(everything.max(0) + margin).astype(int).tolist()
+    x, y = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
+    inside = np.zeros((len(y), len(x)), np.bool_)
     for shape, outline in zip(shapes, outlines, strict=True):
-        inside |= _fill(outline[None] - low, (height, width)) % 2 == 1
+        inside |= _within(outline, x, y)
         if shape.grow > 0:
-            inside |= _fill(_capsules(outline - low, shape.grow * scale), (height, width)) != 0
+            inside |= _near(outline, x, y, shape.grow * scale)
     mask = np.zeros(size, np.bool_)
-    rows, columns = (slice(max(a, 0), max(a + n, 0)) for a, n in ((top, height), (left, width)))
-    mine = mask[rows, columns]
-    here = inside[max(-top, 0) :, max(-left, 0) :][: mine.shape[0], : mine.shape[1]]
-    mine[...] = here
+    mine = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    mine[...] = inside[max(-top, 0) :, max(-left, 0) :][: mine.shape[0], : mine.shape[1]]
     area = int(inside.sum())
-    return mask, int(here.sum()) / area if area else 0.0
+    return mask, int(mine.sum()) / area if area else 0.0
 
 
 def convex_hull(points: Points) -> Points:
@@ -135,27 +134,30 @@ def _corner(corner: int | Corner) -> Corner:
     return mean(corner) if isinstance(corner, int) else corner
 
 
-def _capsules(outline: Points, radius: float) -> Points:
-    """All that lies within a radius of each side of an outline: ``[V, 16, 2]`` polygons, all turning one way."""
-    ends = np.roll(outline, -1, axis=0)
-    way = np.arctan2(*(ends - outline).T[::-1])[:, None]
-    back, front = way + _HALF_TURN, way + _HALF_TURN + np.pi
-    circle = radius * np.stack([np.cos(np.hstack([back, front])), np.sin(np.hstack([back, front]))], axis=-1)
-    centres = np.repeat(np.stack([outline, ends], axis=1), len(_HALF_TURN), axis=1)
-    polygons: Points = centres + circle
-    return polygons
+def _next(outline: Points) -> Points:
+    return np.concatenate([outline[1:], outline[:1]])
 
 
-def _fill(polygons: Points, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """How often each pixel's centre is wound around, summed over ``[P, V, 2]`` polygons: ``[H, W]``."""
-    height, width = size
-    x, y = polygons[..., 0].ravel(), polygons[..., 1].ravel()
-    next_x, next_y = (np.roll(polygons[..., axis], -1, axis=1).ravel() for axis in (0, 1))
-    centres = np.arange(height)[:, None] + 0.5
-    crosses = (y <= centres) != (next_y <= centres)
-    row, side = crosses.nonzero()
-    slope = (next_x - x)[side] / (next_y - y)[side]
-    column = np.ceil(x[side] + (centres[row, 0] - y[side]) * slope - 0.5).astype(np.int64).clip(0, width)
-    turns = np.zeros((height, width + 1), np.int64)
-    np.add.at(turns, (row, column), np.where(next_y > y, 1, -1)[side])
-    return turns.cumsum(1)[:, :width]
+def _within(outline: Points, x: Line, y: Line) -> Mask:
+    """Which points of a grid lie in a polygon: it crosses their row an odd number of times to the left of them."""
+    ends = _next(outline)
+    crosses = (outline[:, 1] <= y[:, None]) != (ends[:, 1] <= y[:, None])
+    row, side = np.nonzero(crosses)
+    (from_x, from_y), (way_x, way_y) = outline[side].T, (ends - outline)[side].T
+    column = np.searchsorted(x, from_x + (y[row] - from_y) * way_x / way_y)
+    width = len(x) + 1
+    crossings = np.bincount(row * width + column, minlength=len(y) * width).reshape(len(y), width)
+    inside: Mask = crossings.cumsum(1)[:, :-1] % 2 == 1
+    return inside
+
+
+def _near(outline: Points, x: Line, y: Line, radius: float) -> Mask:
+    """Which points of a grid lie within a radius of the sides of a polygon."""
+    start, way = outline[:, :, None, None], (_next(outline) - outline)[:, :, None, None]
+    from_x, from_y = x - start[:, 0], y[:, None] - start[:, 1]
+    length = (way**2).sum(1)
+    share = (from_x * way[:, 0] + from_y * way[:, 1]) / np.where(length > 0, length, 1.0)
+    np.clip(share, 0.0, 1.0, out=share)
+    squared = (from_x - share * way[:, 0]) ** 2 + (from_y - share * way[:, 1]) ** 2
+    near: Mask = squared.min(0) <= radius**2
+    return near

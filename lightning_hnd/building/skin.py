@@ -61,8 +61,8 @@ def typology_angle(rgb: npt.NDArray[np.uint8]) -> float | None:
     if len(rgb) < _FEWEST_PIXELS:
         return None
     lab = to_lab(rgb)
-    low, high = np.quantile(lab[:, 0], [0.1, 0.9])
-    light, _, blue = lab[(lab[:, 0] >= low) & (lab[:, 0] <= high)].mean(0)
+    tenth = len(lab) // 10
+    light, _, blue = lab[np.argsort(lab[:, 0])[tenth : len(lab) - tenth]].mean(0)
     return float(np.degrees(np.arctan((light - 50) / blue))) if blue > 0 else None
 
 
