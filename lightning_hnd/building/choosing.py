@@ -17,6 +17,9 @@ from lightning_hnd.concepts import PAPER
 Role: TypeAlias = tuple[str, str]
 """What a face is in a dictionary for: ``("kind", "attribute")``, or a global concept and a group."""
 
+_ENOUGH = 0.8
+"""Share of the images that a concept could have on its own that it must have beside the others."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -93,7 +96,7 @@ def _parts(faces: Sequence[Face], order: Codes, count: int) -> Codes:
 
 
 def _match_all(faces: Sequence[Face], free: Mask, order: Codes, per_group: int) -> dict[str, Matched]:
-    """The groups of all global concepts, scarcest first; if faces do not suffice for all, each gets fewer."""
+    """The groups of all global concepts, scarcest first; if faces do not suffice for all, the plentiful get fewer."""
     labels = _labels(faces)
     names = [concept.name for concept in PAPER.global_]
     eligible = {name: _eligible(faces, free, labels[name]) for name in names}
@@ -104,24 +107,19 @@ def _match_all(faces: Sequence[Face], free: Mask, order: Codes, per_group: int) 
         return match_groups(group, others, per_group=per_group, order=order, always=("source",))
 
     def match_each(most: int) -> tuple[dict[str, Matched], bool]:
+        alone = {name: match(name, free, most) for name in names}
         available, result, suffices = free.copy(), {}, True
-        for name in scarcest_first:
+        for name in sorted(names, key=lambda name: len(alone[name].index)):
             result[name] = match(name, available, most)
             available[result[name].index] = False
-            suffices &= len(result[name].index) >= min(len(alone[name].index), most * _groups_in(alone[name]))
+            suffices &= len(result[name].index) >= _ENOUGH * len(alone[name].index)
         return {name: result[name] for name in names if len(result[name].index)}, suffices
 
-    alone = {name: match(name, free, per_group) for name in names}
-    scarcest_first = sorted(names, key=lambda name: len(alone[name].index))
     low, high = 1, per_group
     while low < high:
         most = (low + high + 1) // 2
         low, high = (most, high) if match_each(most)[1] else (low, most - 1)
     return match_each(low)[0]
-
-
-def _groups_in(matched: Matched) -> int:
-    return len(np.unique(matched.group))
 
 
 def _eligible(faces: Sequence[Face], free: Mask, group: Codes) -> Mask:
