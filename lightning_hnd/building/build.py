@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import socket
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,16 +95,6 @@ def build_dictionary(
         ValueError: If a setting is out of range, a table cannot be read, or no face can be used.
     """
     _validate(sources, per_concept, per_group, held_out, largest_side)
-    targets = [Path(out)] + ([Path(out).with_name(f"{Path(out).name}-held-out")] if held_out else [])
-    for path in targets:
-        if path.exists() or path.is_symlink():
-            raise FileExistsError(f"{path} exists already; give a new folder, nothing is written over")
-    findings = {GENERAL: Findings(), **{source.name: Findings() for source in sources}}
-    faces = _read(sources, findings, progress)
-    if training_set is not None:
-        names = names_of(Path(training_set), findings[GENERAL])
-        faces = leave_out(faces, names, sources, findings[GENERAL])
-    faces = _with_skin_tone(faces, findings, progress)
     options = {
         "per_concept": per_concept,
         "per_group": per_group,
@@ -111,20 +102,31 @@ def build_dictionary(
         "largest_side": largest_side,
         "training_set": None if training_set is None else Path(training_set).name,
     }
-    apart = np.array([is_held_out(face, held_out, seed) for face in faces], np.bool_)
-    drafts = []
-    try:
-        for path, mine in zip(targets, (~apart, apart), strict=False):
-            share = 1.0 if path == targets[0] else held_out / (1 - held_out)
-            limits = [max(1, round(most * share)) for most in (per_concept, per_group)]
-            draft = _Draft(path, faces, np.flatnonzero(mine), limits[0], limits[1], largest_side, seed, findings)
-            drafts.append(draft)
-            draft.write(progress)
-            draft.finish(_card(draft, sources, options))
-        return tuple(draft.move() for draft in drafts)
-    finally:
-        for draft in drafts:
-            shutil.rmtree(draft.aside, ignore_errors=True)
+    targets = [Path(out)] + ([Path(out).with_name(f"{Path(out).name}-held-out")] if held_out else [])
+    for path in targets:
+        if path.exists() or path.is_symlink():
+            raise FileExistsError(f"{path} exists already; give a new folder, nothing is written over")
+    findings = {GENERAL: Findings(), **{source.name: Findings() for source in sources}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of damaged pictures: what matters of them is raised, and found
+        faces = _read(sources, findings, progress)
+        if training_set is not None:
+            names = names_of(Path(training_set), findings[GENERAL])
+            faces = leave_out(faces, names, sources, findings[GENERAL])
+        faces = _with_skin_tone(faces, findings, progress)
+        apart = np.array([is_held_out(face, held_out, seed) for face in faces], np.bool_)
+        drafts: list[_Draft] = []
+        try:
+            for path, mine in zip(targets, (~apart, apart), strict=False):
+                share = 1.0 if path == targets[0] else held_out / (1 - held_out)
+                limits = max(1, round(per_concept * share)), max(1, round(per_group * share))
+                drafts.append(_Draft(path, faces, np.flatnonzero(mine), limits, largest_side, seed, findings))
+                drafts[-1].write(progress)
+                drafts[-1].finish(_card(drafts[-1], sources, options))
+            return tuple(draft.move() for draft in drafts)
+        finally:
+            for draft in drafts:
+                shutil.rmtree(draft.aside, ignore_errors=True)
 
 
 def _validate(
@@ -197,15 +199,14 @@ class _Draft:
         path: Path,
         faces: Sequence[Face],
         usable: np.ndarray[Any, np.dtype[np.int64]],
-        per_concept: int,
-        per_group: int,
+        limits: tuple[int, int],
         largest_side: int,
         seed: int,
         findings: Mapping[str, Findings],
     ) -> None:
         self.path, self.faces, self.findings = path, faces, findings
         self.aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-        self._usable, self._limits, self._seed = usable, (per_concept, per_group), seed
+        self._usable, self._limits, self.seed = usable, limits, seed
         self._largest_side = largest_side
         self.choice = Choice({}, {})
         self.written: dict[int, tuple[Role, Written]] = {}
@@ -217,7 +218,7 @@ class _Draft:
         while True:
             usable = np.array([i for i in self._usable.tolist() if i not in bad], np.int64)
             per_concept, per_group = self._limits
-            self.choice = choose(self.faces, usable, per_concept=per_concept, per_group=per_group, seed=self._seed)
+            self.choice = choose(self.faces, usable, per_concept=per_concept, per_group=per_group, seed=self.seed)
             if not self.choice.roles:
                 said = "; ".join(f"{name}: {', '.join(found)}" for name, found in self.findings.items() if list(found))
                 raise ValueError(f"no face can be used for {self.path}. {said}")
@@ -298,7 +299,7 @@ def _card(draft: _Draft, sources: Sequence[SourceOptions], options: Mapping[str,
     return {
         "made_by": f"lightning-hnd {_version()}",
         "geometry": geometry.VERSION,
-        "seed": draft._seed,
+        "seed": draft.seed,
         "options": dict(options),
         "held_out": draft.path.name.endswith("-held-out") and bool(options["held_out"]),
         "input_digest": digest.hexdigest(),

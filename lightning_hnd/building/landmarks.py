@@ -102,4 +102,6 @@ def objection(landmarks: Points, size: tuple[int, int]) -> str | None:
             f"{1 - inside:.0%} of the landmarks lie outside of the {width} x {height} picture; are they those of a "
             "picture of another size?"
         )
+    if np.abs(landmarks).max() > 4 * max(size):
+        return f"a landmark lies far outside of the {width} x {height} picture, at {np.abs(landmarks).max():.0f} pixels"
     return None

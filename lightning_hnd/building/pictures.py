@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -91,8 +90,7 @@ def open_picture(contents: bytes, largest_side: int | None = None) -> Opened:
     if not contents:
         raise ValueError("the file is empty")
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(contents)) as image:
-            warnings.simplefilter("ignore")  # what matters of a damaged picture is raised
+        with Image.open(io.BytesIO(contents)) as image:
             if image.width * image.height > MOST_PIXELS:
                 most = f"{MOST_PIXELS // 2**20} Mi"
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most}; make it smaller")

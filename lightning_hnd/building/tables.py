@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import codecs
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from lightning_hnd.building.findings import Findings
+from lightning_hnd.dictionary.layout import PICTURE_SUFFIXES
 
 _IMAGE_COLUMNS = ("image", "image_id", "file", "filename", "file_name", "img", "name", "path", "url")
 _TRUE, _FALSE = frozenset(("true", "yes", "present")), frozenset(("false", "no", "absent"))
@@ -126,16 +129,14 @@ def _values(head: str, file: IO[str]) -> Iterable[list[str]]:
 
 
 def _gather(path: Path, first: list[str], lines: Iterator[list[str]], findings: Findings) -> Table:
-    second = next(lines, None)
-    rest = [second] if second else []
-    headless = second is not None and len(first) == len(second) and _has_no_header(first, second)
-    if headless:
-        rest.insert(0, first)
+    start = list(islice(lines, 16))
+    usual = Counter(map(len, start)).most_common(1)[0][0] if start else len(first)
+    if _is_row(first, next((row for row in start if len(row) == len(first)), None)):
+        start.insert(0, first)
         columns: tuple[str, ...] = ()
         width, image = len(first), 0
     else:
-        unnamed = second is not None and len(second) == len(first) + 1
-        header = ["image", *first] if unnamed else first
+        header = ["image", *first] if usual == len(first) + 1 else first
         lowered = [name.lower() for name in header]
         image = next((lowered.index(name) for name in _IMAGE_COLUMNS if name in lowered), 0)
         width, columns = len(header), tuple(name for i, name in enumerate(header) if i != image)
@@ -144,27 +145,29 @@ def _gather(path: Path, first: list[str], lines: Iterator[list[str]], findings: 
             raise ValueError(f"{path} has two columns named {twice!r}; name each one once")
     rows: dict[str, Sequence[str]] = {}
     unclear = set()
-    for source in (rest, lines):
-        for row in source:
-            if len(row) != width:
-                findings.add(f"row of {path.name} left out: it has not {width} values", " ".join(row)[:60])
-                continue
-            name = row.pop(image)
-            if name not in rows:
-                rows[name] = row
-            elif rows[name] == row:
-                findings.add(f"row of {path.name} comes twice", name)
-            else:
-                unclear.add(name)
+    for row in chain(start, lines):
+        if len(row) != width:
+            findings.add(f"row of {path.name} left out: it has not {width} values", " ".join(row)[:60])
+            continue
+        name = row.pop(image)
+        if name not in rows:
+            rows[name] = row
+        elif rows[name] == row:
+            findings.add(f"row of {path.name} comes twice", name)
+        else:
+            unclear.add(name)
     for name in sorted(unclear):
         findings.add(f"picture left out: {path.name} has two rows of it that differ", name)
         del rows[name]
     return Table(path, columns, rows)
 
 
-def _has_no_header(first: list[str], second: list[str]) -> bool:
-    """Whether the first row holds numbers where the second does."""
-    return any(_is_number(a) and _is_number(b) for a, b in zip(first[1:], second[1:], strict=True))
+def _is_row(first: list[str], other: list[str] | None) -> bool:
+    """Whether a first line is no header: it names a picture, or holds numbers where another row does."""
+    if PurePosixPath(first[0]).suffix.lower() in PICTURE_SUFFIXES:
+        return True
+    pairs = zip(first[1:], other[1:], strict=True) if other else ()
+    return any(_is_number(a) and _is_number(b) for a, b in pairs)
 
 
 def _is_number(text: str) -> bool:

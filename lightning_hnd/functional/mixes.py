@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def mix_weights(group: Tensor, stratum: Tensor, num_groups: int, *, min_images: int = 20) -> Tensor:
-    """Weights under which all groups have one mix of another label, for :func:`~lightning_hnd.functional.group_affinity`.
+    """Weights under which all groups have one mix of another label, for :func:`group_affinity`.
 
     Where the old are mostly men and the young mostly women, a unit that follows gender seems to follow age. Weighted,
     every age has men and women in the same shares: those of all images, over the strata that every group has images
