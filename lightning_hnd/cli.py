@@ -53,18 +53,23 @@ def _add_check(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         epilog="Exit codes: 0 nothing that makes results wrong; 1 something does; 2 the command cannot be carried out.",
     )
     check.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
+    check.add_argument("--json", action="store_true", help="print all findings as JSON, for programs")
     check.set_defaults(run=_check)
 
 
 def _check(args: argparse.Namespace) -> int:
-    from lightning_hnd.dictionary import FaceDictionary  # not at the top: --help must not wait for it
+    import json  # not at the top, here and below: --help must not wait for what it does not need
 
-    try:
-        print(FaceDictionary.from_folder(args.path))
-    except ValueError as error:
-        print(error)
-        return FINDINGS
-    return FINE
+    from lightning_hnd.dictionary.check import check
+
+    examination = check(args.path)
+    if args.json:
+        print(json.dumps(examination.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        from lightning_hnd.report.findings import show_examination
+
+        show_examination(examination)
+    return FINE if examination.sound else FINDINGS
 
 
 def _add_show(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -71,7 +71,7 @@ class Finding:
         flaw: Which.
         where: The file or folder, relative to the dictionary, or the concept that has it.
         what: A sentence with the thing, the value and the remedy.
-        doubtful: The concepts and groups (``gender/Female``) whose readings it makes doubtful; none: all.
+        doubtful: The concepts, kinds and groups (``gender/Female``) whose readings it makes doubtful; none: all.
     """
 
     flaw: Flaw
