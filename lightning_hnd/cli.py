@@ -73,24 +73,17 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _add_show(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    show = actions.add_parser("show", help="write contact sheets of every concept and group")
+    show = actions.add_parser("show", help="write contact sheets of every concept and group, as PNG and one HTML page")
     show.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
     show.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the sheets to")
+    show.add_argument("--size", type=int, default=128, metavar="N", help="pixels along a side of each face (128)")
     show.set_defaults(run=_show)
 
 
 def _show(args: argparse.Namespace) -> int:
-    from PIL import Image
-
     from lightning_hnd.dictionary import FaceDictionary
-    from lightning_hnd.report import contact_sheet
+    from lightning_hnd.report.pages import write_sheets
 
-    faces = FaceDictionary.from_folder(args.path, size=128)
-    names = [c.name for c, n in zip(faces.ontology.local, faces.images_per_concept, strict=True) if n]
-    groups = [f"{c.name}/{group}" for c in faces.ontology.global_ for group in c.groups]
-    names += [name for name, n in zip(groups, faces.images_per_group, strict=True) if n]
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        Image.fromarray(contact_sheet(faces, name)).save(args.out / f"{name.replace('/', '-')}.png")
-    print(f"{len(names)} sheets in {args.out}")
+    faces = FaceDictionary.from_folder(args.path, size=args.size)
+    print(f"{faces}\n{write_sheets(faces, args.out)}")
     return FINE
