@@ -160,39 +160,37 @@ def _add_check(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         epilog="Exit codes: 0 nothing that makes results wrong; 1 something does; 2 the command cannot be carried out.",
     )
     check.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
+    check.add_argument("--json", action="store_true", help="print all findings as JSON, for programs")
     check.set_defaults(run=_check)
 
 
 def _check(args: argparse.Namespace) -> int:
-    from lightning_hnd.dictionary import FaceDictionary  # not at the top: --help must not wait for it
+    import json  # not at the top, here and below: --help must not wait for what it does not need
 
-    try:
-        print(FaceDictionary.from_folder(args.path))
-    except ValueError as error:
-        print(error)
-        return FINDINGS
-    return FINE
+    from lightning_hnd.dictionary.check import check
+
+    examination = check(args.path)
+    if args.json:
+        print(json.dumps(examination.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        from lightning_hnd.report.findings import show_examination
+
+        show_examination(examination)
+    return FINE if examination.sound else FINDINGS
 
 
 def _add_show(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    show = actions.add_parser("show", help="write contact sheets of every concept and group")
+    show = actions.add_parser("show", help="write contact sheets of every concept and group, as PNG and one HTML page")
     show.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
     show.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the sheets to")
+    show.add_argument("--size", type=int, default=128, metavar="N", help="pixels along a side of each face (128)")
     show.set_defaults(run=_show)
 
 
 def _show(args: argparse.Namespace) -> int:
-    from PIL import Image
-
     from lightning_hnd.dictionary import FaceDictionary
-    from lightning_hnd.report import contact_sheet
+    from lightning_hnd.report.pages import write_sheets
 
-    faces = FaceDictionary.from_folder(args.path, size=128)
-    names = [c.name for c, n in zip(faces.ontology.local, faces.images_per_concept, strict=True) if n]
-    groups = [f"{c.name}/{group}" for c in faces.ontology.global_ for group in c.groups]
-    names += [name for name, n in zip(groups, faces.images_per_group, strict=True) if n]
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        Image.fromarray(contact_sheet(faces, name)).save(args.out / f"{name.replace('/', '-')}.png")
-    print(f"{len(names)} sheets in {args.out}")
+    faces = FaceDictionary.from_folder(args.path, size=args.size)
+    print(f"{faces}\n{write_sheets(faces, args.out)}")
     return FINE

@@ -1,423 +1,443 @@
-"""What is wrong with real data sets: each kind a clear finding or error, none a crash, nothing read from outside."""
+"""Damage that dictionaries on disk really have: each a finding that names the file, no crash, nothing read outside."""
 
 from __future__ import annotations
 
+import csv
 import os
+import re
+import shutil
 import struct
+import sys
+import time
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_picture
 from PIL import Image
-from sources import ATTRIBUTES, draw_face, landmark_row, landmarks_in, make_celeba, make_facesynthetics, make_utkface
 
 from lightning_hnd import FaceDictionary
-from lightning_hnd.building import SourceOptions, build_dictionary
-from lightning_hnd.building.findings import Findings
-from lightning_hnd.building.tables import read_table, truth
+from lightning_hnd.dictionary.check import check
+from lightning_hnd.dictionary.findings import Finding, Flaw, Level
 
-FIRST = "img_align_celeba/000001.jpg"
-SIZE = (109, 89)
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+FACE, MASK = "attributes/000001/original.png", "attributes/000001/Smiling.png"
+TABLE, LABELS = "Attributes.csv", "non_localizable/labels.csv"
+MALE = "non_localizable/Gender/Male"
 
 
-def convert(root: Path, change: Callable[[Image.Image], Image.Image], format: str = "JPEG", **options: object) -> None:
-    with Image.open(root / FIRST) as image:
-        changed = change(image.convert("RGB"))
-    changed.save(root / FIRST, format, **options)
+@dataclass(frozen=True)
+class Case:
+    """What ``damage`` shall be found as, at what place, and with what words ``from_folder`` refuses it, if it does."""
+
+    damage: Callable[[Path], object]
+    flaw: Flaw | None = None
+    where: str = ""
+    refused: str | None = None
 
 
-def truncated(root: Path) -> None:
-    path = root / FIRST
-    path.write_bytes(path.read_bytes()[:900])
+def load(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
 
 
-def zero_bytes(root: Path) -> None:
-    (root / FIRST).write_bytes(b"")
+def save(path: Path, picture: Image.Image, **options: object) -> None:
+    picture.save(path, **{"format": "PNG", **options})
 
 
-def text_for_a_picture(root: Path) -> None:
-    (root / FIRST).write_text("<html>404</html>")
+def edit(name: str, change: Callable[[str], str], encoding: str = "utf-8") -> Callable[[Path], object]:
+    return lambda root: (root / name).write_bytes(change((root / name).read_text()).encode(encoding))
 
 
-def claim_size(path: Path, width: int, height: int) -> None:
-    """A PNG that claims a size: what matters is that nobody decodes it."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    data = b"IDAT" + zlib.compress(bytes(1000))
-    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND")]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+def exchange(name: str, old: str, new: str) -> Callable[[Path], object]:
+    return edit(name, lambda text: text.replace(old, new))
 
 
-def huge(root: Path) -> None:
-    claim_size(root / FIRST, 12000, 9000)
+def truncate(name: str, keep: int) -> Callable[[Path], object]:
+    return lambda root: (root / name).write_bytes((root / name).read_bytes()[:keep])
 
 
-def bomb(root: Path) -> None:
-    claim_size(root / FIRST, 400_000, 400_000)
+def convert(name: str, change: Callable[[np.ndarray], Image.Image], **options: object) -> Callable[[Path], object]:
+    return lambda root: save(root / name, change(load(root / name)), **options)
 
 
-def link_outside(root: Path) -> None:
-    draw_face(SIZE, 99).save(root.parent / "secret.jpg")
-    (root / FIRST).unlink()
-    (root / FIRST).symlink_to(root.parent / "secret.jpg")
-
-
-def rename_row(root: Path, name: str) -> None:
-    for table in ("list_attr_celeba.txt", "landmarks_68.csv"):
-        edit(root / table, "000001.jpg", name)
-
-
-def path_outside(root: Path) -> None:
-    draw_face(SIZE, 99).save(root.parent / "secret.jpg")
-    rename_row(root, "../../secret.jpg")
-
-
-def absolute_path(root: Path) -> None:
-    draw_face(SIZE, 99).save(root.parent / "secret.jpg")
-    rename_row(root, str(root.parent / "secret.jpg"))
-
-
-def windows_path(root: Path) -> None:
-    rename_row(root, "C:\\faces\\000001.jpg")
-
-
-def missing(root: Path) -> None:
-    (root / FIRST).unlink()
-
-
-def folder_for_a_picture(root: Path) -> None:
-    (root / FIRST).unlink()
-    (root / FIRST).mkdir()
-
-
-def short_row(root: Path) -> None:
-    edit(root / "list_attr_celeba.txt", "000001.jpg -1", "000001.jpg")
-
-
-def row_that_differs(root: Path) -> None:
-    with (root / "list_attr_celeba.txt").open("a") as file:
-        file.write("000001.jpg  1  1  1  1  1\n")
-
-
-def odd_value(root: Path) -> None:
-    edit(root / "list_attr_celeba.txt", "000001.jpg -1", "000001.jpg maybe")
-
-
-def unknown_value(root: Path) -> None:
-    edit(root / "list_attr_celeba.txt", "000001.jpg -1", "000001.jpg nan")
-
-
-def landmark_no_number(root: Path) -> None:
-    edit(root / "landmarks_68.csv", "000001.jpg,", "000001.jpg,x")
-
-
-def landmark_nan(root: Path) -> None:
-    lines = (root / "landmarks_68.csv").read_text().splitlines()
-    lines[1] = "000001.jpg" + ",nan" * 136
-    (root / "landmarks_68.csv").write_text("\n".join(lines))
-
-
-def landmarks_of_another_size(root: Path) -> None:
-    lines = (root / "landmarks_68.csv").read_text().splitlines()
-    lines[1] = landmark_row("000001.jpg", landmarks_in(SIZE, 0) * 2)
-    (root / "landmarks_68.csv").write_text("\n".join(lines))
-
-
-def landmark_far_away(root: Path) -> None:
-    points = landmarks_in(SIZE, 0)
-    points[8] = 1e9
-    lines = (root / "landmarks_68.csv").read_text().splitlines()
-    lines[1] = landmark_row("000001.jpg", points)
-    (root / "landmarks_68.csv").write_text("\n".join(lines))
-
-
-def no_landmarks(root: Path) -> None:
-    lines = (root / "landmarks_68.csv").read_text().splitlines()
-    (root / "landmarks_68.csv").write_text("\n".join([lines[0], *lines[2:]]))
-
-
-def copy_of_another(root: Path) -> None:
-    (root / FIRST).write_bytes((root / "img_align_celeba/000002.jpg").read_bytes())
-
-
-LEFT_OUT = {
-    truncated: "cannot be read as a picture",
-    zero_bytes: "the file is empty",
-    text_for_a_picture: "cannot be read as a picture",
-    huge: "12000 x 9000 pixels, more than 64 Mi",
-    bomb: "too many pixels",
-    link_outside: "leads out of the folder",
-    path_outside: "leads out of the folder",
-    absolute_path: "leads out of the folder",
-    windows_path: "leads out of the folder",
-    missing: "not in img_align_celeba",
-    folder_for_a_picture: "not in img_align_celeba",
-    short_row: "it has not 6 values",
-    row_that_differs: "two rows of it that differ",
-    odd_value: "Smiling is neither present nor absent",
-    unknown_value: "Smiling is unknown, and absence is a label",
-    landmark_no_number: "a landmark is no number",
-    landmark_nan: "not all numbers",
-    landmarks_of_another_size: "of another size?",
-    landmark_far_away: "far outside",
-    no_landmarks: "has no landmarks of it",
-    copy_of_another: "a copy of another",
-}
-"""Damage to the first face, which then is not used, and why not."""
-
-
-@pytest.mark.parametrize("damage", LEFT_OUT, ids=lambda damage: damage.__name__)
-def test_a_damaged_face_is_left_out_and_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    root = make_celeba(tmp_path / "celeba")
-    damage(root)
-    before = {path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()}
-    built = build_dictionary(tmp_path / "out", [SourceOptions("celeba", root)], progress=False)
-    said = " | ".join(built[0].findings["celeba"])
-    assert LEFT_OUT[damage] in said
-    assert "000001" in said or "000002" in said or "secret" in said or "6 values" in said
-    faces = FaceDictionary.from_folder(tmp_path / "out", size=32)
-    used = {labels["file"]: int(s) for labels, s in zip(faces.labels, faces.source, strict=True)}
-    attribute = faces.ontology.kinds.index("attribute")
-    if damage is not copy_of_another:
-        assert used.get("000001.jpg") != attribute
-    assert len(used) >= 9
-    secret = draw_face(SIZE, 99)
-    for path in set((tmp_path / "out").rglob("original.png")) - before:
-        with Image.open(path) as image:
-            assert np.abs(np.asarray(image).astype(int) - np.asarray(secret)).mean() > 5
-
-
-def cmyk(root: Path) -> None:
-    convert(root, lambda image: image.convert("CMYK"))
-
-
-def exif_rotation(root: Path) -> None:
+def turned(orientation: int, masks_too: bool) -> Callable[[Path], object]:
+    """Stored on its side, with the tag that tells viewers to turn it: 6 by a quarter, 3 by a half."""
+    quarters = {6: 1, 3: 2}[orientation]
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side, displayed upright
-    convert(root, lambda image: image.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    exif[0x0112] = orientation
+
+    def damage(root: Path) -> None:
+        save(root / FACE, Image.fromarray(np.rot90(load(root / FACE), quarters)), exif=exif)
+        if masks_too:
+            for name in ("Smiling", "Eyeglasses"):
+                path = root / f"attributes/000001/{name}.png"
+                save(path, Image.fromarray(np.rot90(load(path), quarters)))
+
+    return damage
 
 
-def sixteen_bits(root: Path) -> None:
-    def deepen(image: Image.Image) -> Image.Image:
-        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-
-    convert(root, deepen, "PNG")
-
-
-def palette(root: Path) -> None:
-    convert(root, lambda image: image.quantize(64), "PNG")
+def with_holes(values: np.ndarray) -> Image.Image:
+    holes = np.zeros(values.shape[:2], np.uint8)
+    holes[::2] = 255
+    picture = Image.fromarray(values).convert("RGBA")
+    picture.putalpha(Image.fromarray(holes))
+    return picture
 
 
-def transparent(root: Path) -> None:
-    convert(root, lambda image: image.convert("RGBA"), "PNG")
+def animate(root: Path) -> None:
+    frames = [Image.fromarray(np.roll(load(root / MASK), step, 0)) for step in range(3)]
+    frames[0].save(root / MASK, "GIF", save_all=True, append_images=frames[1:])
 
 
-def grey(root: Path) -> None:
-    convert(root, lambda image: image.convert("L"))
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )
 
 
-def byte_order_mark(root: Path) -> None:
-    for name in ("list_attr_celeba.txt", "landmarks_68.csv"):
-        (root / name).write_bytes(b"\xef\xbb\xbf" + (root / name).read_bytes())
+def link(name: str, target: str) -> Callable[[Path], object]:
+    """In the place of a file or folder a link to something of the same sort outside."""
+
+    def damage(root: Path) -> None:
+        path, outside = root / name, root.parent / "outside" / target
+        outside.parent.mkdir(exist_ok=True)
+        shutil.move(path, outside)
+        path.symlink_to(outside)
+
+    return damage
 
 
-def utf16(root: Path) -> None:
-    text = (root / "landmarks_68.csv").read_text()
-    (root / "landmarks_68.csv").write_text(text, encoding="utf-16")
+def point_outside(name: Callable[[Path], str]) -> Callable[[Path], object]:
+    def damage(root: Path) -> None:
+        outside = root.parent / "outside/original.png"
+        outside.parent.mkdir()
+        shutil.copy(root / FACE, outside)
+        exchange(TABLE, FACE, name(outside))(root)
+
+    return damage
 
 
-def windows_lines(root: Path) -> None:
-    for name in ("list_attr_celeba.txt", "landmarks_68.csv"):
-        (root / name).write_bytes((root / name).read_bytes().replace(b"\n", b"\r\n"))
+def loop(root: Path) -> None:
+    (root / MASK).unlink()
+    (root / MASK).symlink_to(root / "attributes/000001/loop.png")
+    (root / "attributes/000001/loop.png").symlink_to(root / MASK)
 
 
-def columns_in_another_order(root: Path) -> None:
-    lines = [line.split(",") for line in (root / "landmarks_68.csv").read_text().splitlines()]
-    order = np.random.default_rng(0).permutation(137)
-    (root / "landmarks_68.csv").write_text("\n".join(",".join(line[i] for i in order) for line in lines))
+def broken_link(root: Path) -> None:
+    (root / MASK).unlink()
+    (root / MASK).symlink_to("nowhere.png")
 
 
-def semicolons_and_blank_lines(root: Path) -> None:
-    text = (root / "landmarks_68.csv").read_text().replace(",", " ; ").replace("\n", "\n\n")
-    (root / "landmarks_68.csv").write_text(text)
+def folder_instead(name: str) -> Callable[[Path], object]:
+    return lambda root: ((root / name).unlink(), (root / name).mkdir())
 
 
-def without_header(root: Path) -> None:
-    lines = (root / "landmarks_68.csv").read_text().splitlines()
-    (root / "landmarks_68.csv").write_text("\n".join(lines[1:]))
+def pipe_instead(root: Path) -> None:
+    (root / MASK).unlink()
+    os.mkfifo(root / MASK)
 
 
-def as_csv(root: Path) -> None:
-    lines = (root / "list_attr_celeba.txt").read_text().splitlines()
-    rows = [",".join(line.split()) for line in lines[2:]]
-    (root / "list_attr_celeba.csv").write_text("\n".join(["image_id," + ",".join(ATTRIBUTES), *rows]))
-    (root / "list_attr_celeba.txt").unlink()
+def odd_names(root: Path) -> None:
+    """Renamed in folder and tables, so that nothing but names changes."""
+    shutil.move(root / "attributes/000001", root / "attributes/Zoë und Jürgen 顔")
+    exchange(TABLE, "attributes/000001", "attributes/Zoë und Jürgen 顔")(root)
 
 
-def rows_twice(root: Path) -> None:
-    lines = (root / "landmarks_68.csv").read_text().splitlines()
-    (root / "landmarks_68.csv").write_text("\n".join([*lines, lines[1]]))
+def unlisted_mask(root: Path) -> None:
+    shutil.copy(root / MASK, root / "attributes/000001/Big_Nose.png")
 
 
-def umlauts(root: Path) -> None:
-    for name in ("list_attr_celeba.txt", "landmarks_68.csv"):
-        text = (root / name).read_text()
-        (root / name).write_text(text.replace("000001.jpg", "Zoë_ä-1.jpg"), encoding="utf-8")
-    (root / FIRST).rename(root / "img_align_celeba/Zoë_ä-1.jpg")
+def shared_mask(root: Path) -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[3:5, 3:5] = 255
+    write_picture(root / MASK, mask)
+    write_picture(
+        root / "attributes/000002/original.png", np.random.default_rng(5).integers(0, 256, (20, 30, 3), np.uint8)
+    )
+    exchange(TABLE, "attributes/000002/original.png,", f"attributes/000002/original.png,{MASK}")(root)
 
 
-def nested_folder(root: Path) -> None:
-    (root / "img_align_celeba").rename(root / "inner")
-    (root / "img_align_celeba").mkdir()
-    (root / "inner").rename(root / "img_align_celeba/img_align_celeba")
+def smooth(root: Path) -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[2:8, 2:8], mask[3:7, 3:7] = 60, 255
+    write_picture(root / MASK, mask)
 
 
-UNDERSTOOD = (
-    cmyk,
-    exif_rotation,
-    sixteen_bits,
-    palette,
-    transparent,
-    grey,
-    byte_order_mark,
-    utf16,
-    windows_lines,
-    columns_in_another_order,
-    semicolons_and_blank_lines,
-    without_header,
-    as_csv,
-    rows_twice,
-    umlauts,
-    nested_folder,
-)
-"""Dirt under which the first face is still read, as it would be without."""
+def many_rows(root: Path) -> None:
+    with (root / TABLE).open("a") as table:
+        table.write(f"{FACE},{MASK}\n" * 200_000)
 
 
-@pytest.mark.parametrize("dirt", UNDERSTOOD, ids=lambda dirt: dirt.__name__)
-def test_dirt_that_is_understood_changes_nothing(tmp_path: Path, dirt: Callable[[Path], None]) -> None:
-    clean, dirty = make_celeba(tmp_path / "clean"), make_celeba(tmp_path / "dirty")
-    dirt(dirty)
-    read = []
-    for root in (clean, dirty):
-        build_dictionary(tmp_path / f"out-{root.name}", [SourceOptions("celeba", root)], progress=False)
-        read.append(FaceDictionary.from_folder(tmp_path / f"out-{root.name}", size=SIZE))
-    ours = [{labels["file"]: i for i, labels in enumerate(faces.labels)} for faces in read]
-    assert len(ours[0]) == len(ours[1]) == 12
-    name = next((name for name in ours[1] if name not in ours[0]), "000001.jpg")
-    pictures = [read[0].pictures[ours[0]["000001.jpg"]].int(), read[1].pictures[ours[1][name]].int()]
-    if dirt in (grey, sixteen_bits):
-        pictures[0] = pictures[0].float().mean(0, keepdim=True).int()
-    assert (pictures[0] - pictures[1]).abs().float().mean() < 12
-    for faces, place in ((read[0], ours[0]["000001.jpg"]), (read[1], ours[1][name])):
-        assert faces.source[place] == read[0].source[ours[0]["000001.jpg"]]
-    first = (ours[0]["000001.jpg"], ours[1][name])
-    masks = [faces.masks.dense()[faces.mask_image == i] for faces, i in zip(read, first, strict=True)]
-    assert masks[0].shape == masks[1].shape
-    assert (masks[0] == masks[1]).all()
+def many_labels(root: Path) -> None:
+    with (root / LABELS).open("a") as table:
+        table.writelines(f"{MALE}/{i}.jpg,30,Male\n" for i in range(200_000))
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (b"", "is empty"),
-        (b"\xff\xfe\x00", "cannot be read as a table"),
-        (b"image,x0,y0\n\xe9.jpg,1,2\n", "save it as CSV in UTF-8"),
-        (b"image,x0,x0\na.jpg,1,2\n", "two columns named 'x0'"),
-        (b"image,x0,y0\na.jpg,1,2\n", "no column x1"),
-        (b"a.jpg,1,2,3\n", "3 numbers in each row"),
-        (b'image,"x0\n' + b"a" * 200_000, "cannot be read as a table"),
-    ],
-)
-def test_tables_that_cannot_be_read_name_file_and_remedy(tmp_path: Path, text: bytes, says: str) -> None:
-    root = make_celeba(tmp_path / "celeba")
-    (root / "landmarks_68.csv").write_bytes(text)
-    with pytest.raises(ValueError, match=says) as caught:
-        build_dictionary(tmp_path / "out", [SourceOptions("celeba", root)], progress=False)
-    assert "landmarks_68.csv" in str(caught.value)
+def copy_face(target: str, **options: object) -> Callable[[Path], object]:
+    def damage(root: Path) -> None:
+        """A face that is no noise, as near copies of noise are not near."""
+        y, x = np.mgrid[0:48, 0:48] / 48
+        face = np.stack([np.sin(5 * x) * np.cos(3 * y), np.sin(7 * y + x), np.cos(4 * x * y)], -1)
+        picture = Image.fromarray((face * 90 + 120).astype(np.uint8))
+        picture.save(root / MALE / "1.png")
+        (root / target).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(root / target, **options)
+
+    return damage
 
 
-def test_missing_files_are_named_with_what_to_give(tmp_path: Path) -> None:
-    for kind in ("celeba", "celebamask_hq", "facesynthetics", "fairface", "utkface", "pictures"):
-        (tmp_path / kind).mkdir()
-        with pytest.raises(FileNotFoundError, match=kind):
-            build_dictionary(tmp_path / "out", [SourceOptions(kind, tmp_path / kind)], progress=False)
-    source = SourceOptions("celeba", make_celeba(tmp_path / "c"), landmarks=tmp_path / "landmarks.csv")
-    with pytest.raises(FileNotFoundError, match=r"landmarks\.csv, which was given for celeba"):
-        build_dictionary(tmp_path / "out", [source], progress=False)
-    with pytest.raises(ValueError, match="no kind of source 'celebb'"):
-        build_dictionary(tmp_path / "out", [SourceOptions("celebb", tmp_path)], progress=False)
+CASES = {
+    # pictures
+    "truncated JPEG": Case(truncate(FACE, 300), Flaw.UNREADABLE, FACE, "original.png cannot be read as a picture"),
+    "truncated mask": Case(truncate(MASK, 50), Flaw.UNREADABLE, MASK, "Smiling.png cannot be read as a picture"),
+    "zero bytes": Case(truncate(f"{MALE}/30.jpg", 0), Flaw.UNREADABLE, "30.jpg", "30.jpg cannot be read as a picture"),
+    "zero bytes of a mask": Case(truncate(MASK, 0), Flaw.UNREADABLE, MASK, "Smiling.png cannot be read as a picture"),
+    "text": Case(lambda root: (root / FACE).write_text("404 Not Found"), Flaw.UNREADABLE, FACE, "cannot be read as a"),
+    "16 bits": Case(
+        convert("parts/7/original.png", lambda a: Image.fromarray(a.astype(np.uint16) * 256 + 77)),
+        Flaw.COLOURS,
+        "parts/7/original.png",
+    ),
+    "32 bits": Case(
+        convert(FACE, lambda a: Image.fromarray(a[..., 0].astype(np.float32)), format="TIFF"),
+        Flaw.UNREADABLE,
+        FACE,
+        "original.png holds numbers of 32 bits",
+    ),
+    "palette": Case(convert("parts/7/original.png", lambda a: Image.fromarray(a).convert("P"))),
+    "CMYK": Case(convert(FACE, lambda a: Image.fromarray(a).convert("CMYK"), format="JPEG"), Flaw.COLOURS, FACE),
+    "a transparent picture": Case(convert(FACE, with_holes), Flaw.COLOURS, FACE),
+    "EXIF, masks drawn on what is stored": Case(
+        turned(6, True), Flaw.SIZE_MISMATCH, MASK, r"Smiling.png is 30 x 20 .* EXIF orientation|Smiling.png is 20 x 30"
+    ),
+    "one colour": Case(lambda root: write_picture(root / FACE, np.full((20, 30, 3), 9, np.uint8)), Flaw.BLANK, FACE),
+    "100 megapixels": Case(
+        lambda root: Image.new("1", (10_000, 10_000)).save(root / FACE), Flaw.UNREADABLE, FACE, "10000 x 10000 pixels"
+    ),
+    "decompression bomb": Case(
+        lambda root: (root / FACE).write_bytes(png_header(60_000, 60_000)), Flaw.UNREADABLE, FACE, "original.png cannot"
+    ),
+    # masks
+    "mask of 16 bits": Case(convert(MASK, lambda a: Image.fromarray((a > 0).astype(np.uint16) * 40_000))),
+    "mask with a palette": Case(convert(MASK, lambda a: Image.fromarray(a).convert("P"))),
+    "mask with one bit": Case(convert(MASK, lambda a: Image.fromarray(a > 0))),
+    "mask that is opaque": Case(convert(MASK, lambda a: Image.fromarray(a).convert("RGBA"))),
+    "mask with alpha": Case(convert(MASK, with_holes), Flaw.UNREADABLE, MASK, "Smiling.png is transparent in places"),
+    "animated GIF": Case(animate, Flaw.UNREADABLE, MASK, "Smiling.png holds several pictures"),
+    "mask of another size": Case(
+        convert(MASK, lambda a: Image.fromarray(a[1:])), Flaw.SIZE_MISMATCH, MASK, r"Smiling.png is 30 x 19 pixels"
+    ),
+    "empty mask": Case(convert(MASK, lambda a: Image.fromarray(a * 0)), Flaw.EMPTY_MASK, MASK),
+    "full mask": Case(convert(MASK, lambda a: Image.fromarray(a | 255)), Flaw.FULL_MASK, MASK),
+    "inverted mask": Case(
+        lambda root: write_picture(root / "parts/7/nose.png", 1 - load(root / "parts/7/nose.png")),
+        Flaw.FULL_MASK,
+        "parts/7/nose.png",
+    ),
+    "smoothed mask": Case(smooth, Flaw.SOFT_MASK, MASK),
+    "mask of two images": Case(shared_mask, Flaw.SHARED_MASK, MASK),
+    # tables
+    "columns in another order": Case(lambda root: reorder(root / TABLE, ["labels", "image"])),
+    "columns under each other's names": Case(
+        exchange(TABLE, "image,labels", "labels,image"),
+        Flaw.MISSING,
+        TABLE,
+        "line 2: there is no file .*Smiling.png;",
+    ),
+    "BOM": Case(edit(TABLE, str, "utf-8-sig")),
+    "CRLF": Case(exchange(TABLE, "\n", "\r\n")),
+    "spaces and blank lines": Case(edit(TABLE, lambda text: text.replace(";", " ; ").replace("\n", "\n\n") + "\n\n")),
+    "UTF-16": Case(edit(TABLE, str, "utf-16"), Flaw.BAD_TABLE, TABLE, "Attributes.csv.*save the table as UTF-8"),
+    "Latin-1": Case(
+        edit(TABLE, lambda text: text.replace("000002", "Zoë"), "latin-1"), Flaw.BAD_TABLE, TABLE, "as UTF-8"
+    ),
+    "zero bytes of a table": Case(truncate(TABLE, 0), Flaw.BAD_TABLE, TABLE, "Attributes.csv is empty, without even"),
+    "no header": Case(edit(TABLE, lambda text: text.split("\n", 1)[1]), Flaw.BAD_TABLE, TABLE, "has no column 'image'"),
+    "semicolons": Case(exchange(TABLE, ",", "\t"), Flaw.BAD_TABLE, TABLE, "has no column 'image'"),
+    "a quote that never ends": Case(
+        edit(TABLE, lambda text: text + '"attributes/000003'), Flaw.BAD_TABLE, TABLE, "Attributes.csv, after line"
+    ),
+    "a row cut off": Case(
+        edit(TABLE, lambda text: text.rstrip(",\n")), Flaw.BAD_TABLE, TABLE, "line 3: fewer values than columns"
+    ),
+    "too many values": Case(
+        edit(TABLE, lambda text: text + f"{FACE},,\n"), Flaw.BAD_TABLE, TABLE, "line 4: more values than columns"
+    ),
+    "a field of a megabyte": Case(
+        edit(TABLE, lambda text: text + "x" * 1_000_000 + ",\n"), Flaw.BAD_TABLE, TABLE, "field larger than field limit"
+    ),
+    "duplicate rows": Case(
+        edit(TABLE, lambda text: text + text.split("\n")[1] + "\n"), Flaw.LISTED_TWICE, TABLE, f"{FACE} is listed twice"
+    ),
+    "a duplicate spelt another way": Case(
+        edit(TABLE, lambda text: text + f"parts/../{FACE},\n"), Flaw.LISTED_TWICE, TABLE, f"{FACE} is listed twice"
+    ),
+    "duplicate labels": Case(
+        edit(LABELS, lambda text: text + f"{MALE}/30.jpg,31,Male\n"),
+        Flaw.LISTED_TWICE,
+        LABELS,
+        "30.jpg is listed twice",
+    ),
+    "200,000 rows": Case(many_rows, Flaw.LISTED_TWICE, TABLE, f"{FACE} is listed twice"),
+    "200,000 labels": Case(many_labels, Flaw.MISSING, LABELS, "labels.csv, line 3: there is no file"),
+    "labels that contradict the folder": Case(exchange(LABELS, "30,Male", "30,Female"), Flaw.CONTRADICTION, MALE),
+    "a datacard that is no JSON": Case(
+        lambda root: (root / "datacard.json").write_text("{"),
+        Flaw.BAD_DATACARD,
+        "datacard.json",
+        "datacard.json cannot",
+    ),
+    # names and places
+    "spaces and non-ASCII names": Case(odd_names),
+    "a mask of an absent image": Case(
+        lambda root: (root / FACE).unlink(), Flaw.MISSING, TABLE, f"line 2: there is no file .*{FACE}"
+    ),
+    "a mask that no table lists": Case(unlisted_mask, Flaw.UNLISTED, "attributes/000001"),
+    "a text among faces": Case(lambda root: (root / MALE / "notes.txt").write_text(""), Flaw.UNLISTED, MALE),
+    "a picture link": Case(link(FACE, "original.png"), Flaw.OUTSIDE, TABLE, f"{FACE} lies outside"),
+    "a face link": Case(link(f"{MALE}/30.jpg", "30.jpg"), Flaw.OUTSIDE, MALE, "30.jpg lies outside"),
+    "a folder link": Case(link(MALE, "Male"), Flaw.OUTSIDE, MALE, "Male is a link to a folder that lies outside"),
+    "a link to all groups": Case(link("non_localizable", "all"), Flaw.OUTSIDE, "non_localizable", "lies outside"),
+    "a table link": Case(link(TABLE, "Attributes.csv"), Flaw.OUTSIDE, TABLE, "Attributes.csv lies outside"),
+    "a labels link": Case(link(LABELS, "labels.csv"), Flaw.OUTSIDE, LABELS, "labels.csv lies outside"),
+    "..": Case(
+        point_outside(lambda _: "../outside/original.png"), Flaw.OUTSIDE, TABLE, r"\.\./outside/original.png lies"
+    ),
+    "an absolute path": Case(point_outside(str), Flaw.OUTSIDE, TABLE, "outside/original.png lies outside"),
+    "backslashes": Case(
+        exchange(TABLE, FACE, FACE.replace("/", "\\")), Flaw.MISSING, TABLE, r"there is no file .*; write / for \\"
+    ),
+    "a folder in place of a picture": Case(folder_instead(FACE), Flaw.MISSING, TABLE, f"{FACE} is a folder"),
+    "a folder in place of a face": Case(folder_instead(f"{MALE}/30.jpg"), Flaw.MISSING, MALE, "30.jpg is a folder"),
+    "a folder in place of a table": Case(folder_instead(TABLE), Flaw.MISSING, TABLE, "Attributes.csv is a folder"),
+    "a pipe": Case(pipe_instead, Flaw.MISSING, TABLE, f"{MASK} is no file"),
+    "a link to itself": Case(loop, Flaw.MISSING, TABLE, "Smiling.png"),
+    "a broken link": Case(broken_link, Flaw.MISSING, TABLE, f"there is no file .*{MASK}|nowhere"),
+    "a name longer than names can be": Case(
+        exchange(TABLE, FACE, "x" * 5000), Flaw.MISSING, TABLE, "line 2: .*(can be no file|there is no file)"
+    ),
+    "a null character": Case(
+        exchange(TABLE, FACE, "a\0b.png"), Flaw.MISSING, TABLE, "can be no file|there is no file|line contains NUL"
+    ),
+    # copies
+    "a copy": Case(copy_face(f"{MALE}/2.png"), Flaw.COPY, MALE),
+    "a copy in another group": Case(copy_face("non_localizable/Gender/Female/2.png"), Flaw.CONTRADICTION, "Gender"),
+    "a copy saved again": Case(copy_face(f"{MALE}/2.jpg", quality=60), Flaw.NEAR_COPY, MALE),
+}
 
 
-def test_a_source_without_a_usable_face_says_why(tmp_path: Path) -> None:
-    root = tmp_path / "utk"
-    root.mkdir()
-    for name in ("61_1_20170109.jpg", "1_0_0_2.jpg"):
-        (root / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no face can be used.*\[age\]_\[gender\].*the file is empty"):
-        build_dictionary(tmp_path / "out", [SourceOptions("utkface", root)], progress=False)
-    assert not (tmp_path / "out").exists()
+def reorder(table: Path, columns: list[str]) -> None:
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def test_damaged_masks_and_landmarks_of_synthetic_faces(tmp_path: Path) -> None:
-    root = make_facesynthetics(tmp_path / "synthetic", faces=7)
-    (root / "000000_seg.png").write_bytes(b"no picture")
-    Image.fromarray(np.full((128, 128), 77, np.uint8)).save(root / "000001_seg.png")
-    Image.fromarray(np.full((64, 128), 1, np.uint8)).save(root / "000002_seg.png")
-    (root / "000003_ldmks.txt").write_text("1 2 3")
-    (root / "000004_ldmks.txt").unlink()
-    with Image.open(root / "000005_seg.png") as image:
-        image.putpalette([i for i in range(256) for _ in range(3)])
-        image.save(root / "000005_seg.png")  # a palette: still the same numbers
-    built = build_dictionary(tmp_path / "out", [SourceOptions("facesynthetics", root)], progress=False)
-    assert built[0].datacard["images"] == 2
-    said = " | ".join(built[0].findings["facesynthetics"])
-    for expected in ("000000_seg.png cannot be read", "values beyond 18", "not the shape of the picture"):
-        assert expected in said
-    assert "3 numbers are not 68" in said
-    assert "there is no such file" in said
+_opened: list[str] | None = None
 
 
-def test_names_that_only_some_systems_take(tmp_path: Path) -> None:
-    root = make_utkface(tmp_path / "utk", faces=24)
-    for path in sorted(root.iterdir()):
-        path.rename(root / path.name.replace(".jpg.chip", ". ü,;*.chip"))
-    build_dictionary(tmp_path / "out", [SourceOptions("utkface", root)], progress=False)
-    for path in (tmp_path / "out").rglob("*.jpg"):
-        assert path.name.isascii()
-        assert not set(" ,;*") & set(path.name)
-    assert len(FaceDictionary.from_folder(tmp_path / "out", size=16)) > 4
+def _audit(event: str, args: tuple[object, ...]) -> None:
+    if _opened is not None and event in ("open", "os.scandir", "os.listdir") and isinstance(args[0], str | os.PathLike):
+        _opened.append(os.path.realpath(os.fspath(args[0])))
 
 
-def test_a_table_of_200_000_rows_is_read_in_one_go(tmp_path: Path) -> None:
-    path = tmp_path / "list_attr_celeba.txt"
-    path.write_text("200000\nSmiling Male Young\n" + "".join(f"{i:06d}.jpg -1  1  1\n" for i in range(200_000)))
-    findings = Findings()
-    table = read_table(path, findings)
-    assert len(table.rows) == 200_000
-    assert list(findings) == []
+sys.addaudithook(_audit)  # there is no way to remove one, so that it must be cheap while nobody listens
 
 
-def test_values_of_labels() -> None:
-    assert [truth(v) for v in ("1", "-1", "0", "True", "no", "", " nan ", "9", "999", "0.5")] == [
-        *(True, False, False, True, False),
-        *(None, None, None, None, False),
-    ]
-    assert truth("3", at_least=2)
-    with pytest.raises(ValueError, match="maybe"):
-        truth("maybe")
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """The true path of every file that is opened and every folder that is listed."""
+    global _opened
+    _opened = []
+    yield _opened
+    _opened = None
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user that files can be closed to")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    root = make_utkface(tmp_path / "utk", faces=24)
-    closed = sorted(root.iterdir())[0]
-    closed.chmod(0)
-    built = build_dictionary(tmp_path / "out", [SourceOptions("utkface", root)], progress=False)
-    assert any("cannot be read: Permission denied" in finding for finding in built[0].findings["utkface"])
+@pytest.mark.parametrize("name", CASES)
+def test_damage_is_found_and_named(folder: Path, opened: list[str], name: str) -> None:
+    case = CASES[name]
+    before = check(folder)
+    sound = FaceDictionary.from_folder(folder, size=(20, 30))
+    case.damage(folder)
+    opened.clear()
+    begin = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        after = check(folder)
+        if case.refused is not None:
+            error = FileNotFoundError if case.flaw is Flaw.MISSING else ValueError
+            with pytest.raises(error, match=case.refused):
+                FaceDictionary.from_folder(folder, size=(20, 30))
+        else:
+            read = FaceDictionary.from_folder(folder, size=(20, 30))
+    assert time.process_time() - begin < 60
+    new = [finding for finding in after.findings if finding not in before.findings]
+    assert not [path for path in opened if path.startswith(str(folder.parent / "outside"))]
+    if case.flaw is None:
+        assert not [finding for finding in new if finding.flaw.level is not Level.DOUBTFUL]
+        assert read.fingerprint == sound.fingerprint
+        return
+    found = [finding for finding in new if finding.flaw is case.flaw]
+    assert found, new
+    assert any(case.where in finding.where for finding in found)
+    assert (case.flaw.level is Level.REFUSED) == (case.refused is not None)
+    if case.refused is not None:
+        assert any(re.search(case.refused, finding.what) for finding in found)
+        assert not after.sound
+    assert after.images >= 3  # it went on
+
+
+def test_a_turned_picture_is_shown_upright_with_masks_that_fit(folder: Path) -> None:
+    sound = FaceDictionary.from_folder(folder, size=(20, 30))
+    save(folder / FACE, Image.fromarray(load(folder / FACE)))  # without loss, to be compared
+    lossless = FaceDictionary.from_folder(folder, size=(20, 30))
+    for orientation in (6, 3):
+        turned(orientation, masks_too=False)(folder)
+        read = FaceDictionary.from_folder(folder, size=(20, 30))
+        assert read.fingerprint == lossless.fingerprint
+        assert read.masks.bits.equal(sound.masks.bits)
+        assert any(f.flaw is Flaw.TURNED and f.where == FACE for f in check(folder).findings)
+        save(folder / FACE, Image.fromarray(lossless_pixels(lossless)))
+
+
+def lossless_pixels(dictionary: FaceDictionary) -> np.ndarray:
+    return dictionary.pictures[dictionary.names.index(FACE)].permute(1, 2, 0).numpy()
+
+
+def test_sixteen_bits_are_not_clipped(folder: Path) -> None:
+    """Pillow's own conversion makes everything white."""
+    eight = FaceDictionary.from_folder(folder, size=16)
+    CASES["16 bits"].damage(folder)
+    assert FaceDictionary.from_folder(folder, size=16).fingerprint == eight.fingerprint
+
+
+def test_all_damage_is_listed_at_once(folder: Path) -> None:
+    for name in ("truncated mask", "a text among faces", "a face link", "duplicate rows", "empty mask"):
+        path, case = folder / "attributes/000001/Eyeglasses.png", CASES[name]
+        truncate(str(path.relative_to(folder)), 50)(folder) if name == "truncated mask" else case.damage(folder)
+    flaws = {finding.flaw for finding in check(folder).findings}
+    assert flaws >= {Flaw.UNREADABLE, Flaw.UNLISTED, Flaw.OUTSIDE, Flaw.LISTED_TWICE, Flaw.EMPTY_MASK}
+    levels = [list(Level).index(finding.flaw.level) for finding in check(folder).findings]
+    assert levels == sorted(levels)
+
+
+def test_a_finding_is_plain_data() -> None:
+    finding = Finding(Flaw.EMPTY_MASK, MASK, f"{MASK} is off everywhere", ("Smiling",))
+    assert finding.to_dict() == {
+        "level": "wrong",
+        "flaw": "empty_mask",
+        "where": MASK,
+        "what": f"{MASK} is off everywhere",
+        "meaning": Flaw.EMPTY_MASK.meaning,
+        "doubtful": ["Smiling"],
+    }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -13,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_picture
+from filelock import FileLock
 
 from lightning_hnd import PAPER, FaceDictionary, Ontology
 from lightning_hnd.dictionary import folder as folder_module
+from lightning_hnd.dictionary import packed as packed_module
 from lightning_hnd.dictionary.layout import PACKED
 
 SETTINGS = {"size": (12, 16), "mean": 0.1, "std": 0.7}
@@ -229,27 +230,40 @@ def test_a_full_disk_is_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert not [path for path in (folder / PACKED).iterdir() if path.suffix != ".lock"]
 
 
-OPEN = """
-import sys, torch
-from lightning_hnd import FaceDictionary
-from lightning_hnd.dictionary import folder
-read = folder._read
-folder._read = lambda *args: (print("decoded"), read(*args))[1]
-sys.stdin.readline()
-print(FaceDictionary.from_folder(sys.argv[1], size=200).fingerprint)
-"""
+class NoLocks(FileLock):
+    """Of a file system that knows none."""
+
+    def acquire(self, *_: object, **__: object):
+        raise OSError(38, "Function not implemented")
 
 
-def test_processes_that_come_together_decode_once(folder: Path) -> None:
-    """As the processes of a training do; each waits for a line, so that they start at one moment."""
+def open_together(root: Path, lock: type[FileLock], barrier, decoded, said) -> None:
+    read = folder_module._read
+
+    def spy(*args):
+        with decoded.get_lock():
+            decoded.value += 1
+        return read(*args)
+
+    folder_module._read, packed_module.FileLock = spy, lock
+    barrier.wait()
+    said.put(FaceDictionary.from_folder(root, size=200).fingerprint)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes cannot be forked here")
+@pytest.mark.parametrize(("lock", "at_most"), [(FileLock, 1), (NoLocks, 4)])
+def test_processes_that_come_together_decode_once(folder: Path, lock: type[FileLock], at_most: int) -> None:
+    """As the processes of a training do; without locks each may decode, and one file stays."""
     expected = FaceDictionary.from_folder(folder, size=200, cache=False).fingerprint
-    command = [sys.executable, "-c", OPEN, str(folder)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    context = multiprocessing.get_context("fork")  # no time for imports, so that they start at one moment
+    barrier, decoded, said = context.Barrier(4), context.Value("i", 0), context.Queue()
+    processes = [context.Process(target=open_together, args=(folder, lock, barrier, decoded, said)) for _ in range(4)]
     for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    said = [process.communicate()[0].split() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4
-    assert sorted(sum(said, [])) == sorted([expected] * 4 + ["decoded"])
-    assert not list((folder / PACKED).glob(".*.npz.*"))
+        process.start()
+    assert [said.get(timeout=60) for _ in processes] == [expected] * 4
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert 1 <= decoded.value <= at_most
+    assert [path.suffix for path in (folder / PACKED).iterdir()].count(".npz") == 1
+    assert not list((folder / PACKED).glob(".*"))

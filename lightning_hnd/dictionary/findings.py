@@ -44,7 +44,7 @@ class Flaw(Enum):
 
     NEAR_COPY = (Level.DOUBTFUL, "nearly the same picture counts several times: fewer faces than it seems")
     FEW_IMAGES = (Level.DOUBTFUL, "a mean over few faces says more of those faces than of the concept")
-    ABSENT_CONCEPT = (Level.DOUBTFUL, "no unit can be paired with it, and its region has fewer concepts to share")
+    ABSENT_CONCEPT = (Level.DOUBTFUL, "no unit can be paired with it; in a region, the others share what it would have")
     IMBALANCE = (Level.DOUBTFUL, "ranks are taken over all groups together, and the largest one decides them")
     CONFOUND = (Level.DOUBTFUL, "a unit of one label cannot be told from a unit of the other")
     SOFT_MASK = (Level.DOUBTFUL, "every pixel above 0 is on; a lossy or smoothed mask is larger than it looks")
@@ -71,7 +71,7 @@ class Finding:
         flaw: Which.
         where: The file or folder, relative to the dictionary, or the concept that has it.
         what: A sentence with the thing, the value and the remedy.
-        doubtful: The concepts and groups (``gender/Female``) whose readings it makes doubtful; none: all.
+        doubtful: The concepts, kinds and groups (``gender/Female``) whose readings it makes doubtful; none: all.
     """
 
     flaw: Flaw

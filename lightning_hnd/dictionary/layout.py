@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,6 +65,7 @@ class Files:
         self.stamps: dict[str, tuple[int, int, int]] = {}
         self._plain: set[str] = set()
         self._real = os.path.realpath(root)
+        self._parents: dict[str, str] = {}
         self._walk("")
 
     def _walk(self, folder: str) -> None:
@@ -73,8 +75,8 @@ class Files:
                     if folder or item.name != PACKED:
                         self._walk(f"{folder}{item.name}/")
                     continue
-                stat = item.stat(follow_symlinks=False)
-                self.stamps[folder + item.name] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                its = item.stat(follow_symlinks=False)
+                self.stamps[folder + item.name] = (its.st_size, its.st_mtime_ns, its.st_ctime_ns)
                 if item.is_file(follow_symlinks=False):
                     self._plain.add(folder + item.name)
 
@@ -97,35 +99,46 @@ class Files:
             report(Finding(Flaw.MISSING, where, f"{where}: the image has no name"))
             return None
         shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+        file = f"{self.root}/{shown}"
         try:
-            real = os.path.realpath(self.root / name)
-            inside = Path(real).is_relative_to(self._real)
-            if inside and Path(real).is_file():
-                return Path(real).relative_to(self._real).as_posix()
-            folder = inside and Path(real).is_dir()
-        except (OSError, ValueError) as error:  # longer than a name can be, a null character
+            path = self._real_path(name)
+            inside = path.is_relative_to(self._real)
+            mode = path.stat().st_mode if inside else 0
+        except (FileNotFoundError, NotADirectoryError):
+            what = f"there is no file {file}" + ("; write / for \\" if "\\" in name else "")
+            report(Finding(Flaw.MISSING, where, f"{where}: {what}"))
+        except (OSError, ValueError) as error:  # longer than a name can be, a null character, links in a circle
             report(Finding(Flaw.MISSING, where, f"{where}: {shown!r} can be no file: {error}"))
-            return None
-        if not inside:
-            what = f"{shown} lies outside the dictionary; copy the file into it and name it relative to {self.root}"
-        elif folder:
-            what = f"{self.root / shown} is a folder, it should be a file"
         else:
-            what = f"there is no file {self.root / shown}"
-            what += "; write / for \\" if "\\" in name else ""
-        report(Finding(Flaw.MISSING if inside else Flaw.OUTSIDE, where, f"{where}: {what}"))
+            if stat.S_ISREG(mode):
+                return path.relative_to(self._real).as_posix()
+            if inside:
+                what = f"{file} is a folder, it should be a file" if stat.S_ISDIR(mode) else f"{file} is no file"
+            else:
+                what = f"{shown} lies outside the dictionary; copy the file into it and name it relative to {self.root}"
+            report(Finding(Flaw.MISSING if inside else Flaw.OUTSIDE, where, f"{where}: {what}"))
         return None
 
-    def folders(self, folder: str, report: Report) -> list[str]:
-        """The folders in a folder, hidden ones aside; those outside are reported."""
+    def listed(self, folder: str, report: Report) -> list[Path]:
+        """What is in a folder, hidden things aside; nothing if there is no such folder, or a link leads outside."""
         path = self.root / folder
         if not path.is_dir():
             return []
-        if not Path(os.path.realpath(path)).is_relative_to(self._real):
-            what = f"{path} is a link to a folder that lies outside the dictionary; copy it into the dictionary"
-            report(Finding(Flaw.OUTSIDE, folder, what))
-            return []
-        return sorted(f"{folder}/{p.name}" for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if Path(os.path.realpath(path)).is_relative_to(self._real):
+            return sorted(item for item in path.iterdir() if not item.name.startswith("."))
+        what = f"{path} is a link to a folder that lies outside the dictionary; copy it into the dictionary"
+        report(Finding(Flaw.OUTSIDE, folder, what))
+        return []
+
+    def _real_path(self, name: str) -> Path:
+        """Where a name leads to; of its folder that is asked once, as a table has many names of one."""
+        parent, _, last = name.rpartition("/")
+        if name.startswith("/") or last in ("", ".", "..") or "\\" in last:
+            return Path(os.path.realpath(self.root / name))
+        if parent not in self._parents:
+            self._parents[parent] = os.path.realpath(self.root / parent)
+        path = Path(f"{self._parents[parent]}{os.sep}{last}")
+        return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def list_folder(files: Files, ontology: Ontology, report: Report) -> Listing:
@@ -204,33 +217,35 @@ def _concept(name: str, kind: str, ontology: Ontology, where: str, report: Repor
 
 def _global_entries(files: Files, ontology: Ontology, report: Report) -> Iterator[tuple[str, Entry]]:
     concepts = {concept.name.lower(): k for k, concept in enumerate(ontology.global_)}
-    for folder in files.folders(GLOBAL_FOLDER, report):
-        k = concepts.get(PurePosixPath(folder).name.lower())
+    for concept_folder in filter(Path.is_dir, files.listed(GLOBAL_FOLDER, report)):
+        folder = f"{GLOBAL_FOLDER}/{concept_folder.name}"
+        k = concepts.get(concept_folder.name.lower())
         if k is None:
             known = ", ".join(c.name for c in ontology.global_) or "none"
             what = (
-                f"{files.root / folder} is a global concept that the ontology lacks (it has: {known}); "
+                f"{concept_folder} is a global concept that the ontology lacks (it has: {known}); "
                 "give an ontology that has it, or move the folder away"
             )
             report(Finding(Flaw.UNKNOWN_LABEL, folder, what))
             continue
         concept = ontology.global_[k]
         groups = {name.lower(): g for g, name in enumerate(concept.groups)}
-        for group_folder in files.folders(folder, report):
-            g = groups.get(PurePosixPath(group_folder).name.lower())
+        for group_folder in filter(Path.is_dir, files.listed(folder, report)):
+            g = groups.get(group_folder.name.lower())
+            where = f"{folder}/{group_folder.name}"
             if g is None:
                 what = (
-                    f"{files.root / group_folder} is a group that global concept {concept.name!r} lacks "
+                    f"{group_folder} is a group that global concept {concept.name!r} lacks "
                     f"(it has: {', '.join(concept.groups)})"
                 )
-                report(Finding(Flaw.UNKNOWN_LABEL, group_folder, what))
+                report(Finding(Flaw.UNKNOWN_LABEL, where, what))
                 continue
             group = tuple(g if i == k else UNKNOWN for i in range(len(ontology.global_)))
-            for path in sorted((files.root / group_folder).iterdir()):
-                if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
-                    name = files.find(f"{group_folder}/{path.name}", group_folder, report)
+            for path in files.listed(where, report):
+                if path.suffix.lower() in PICTURE_SUFFIXES:
+                    name = files.find(f"{where}/{path.name}", where, report)
                     if name is not None:
-                        yield group_folder, Entry(name, {}, UNKNOWN, group)
+                        yield where, Entry(name, {}, UNKNOWN, group)
 
 
 def _labels(files: Files, report: Report) -> dict[str, Mapping[str, str]]:

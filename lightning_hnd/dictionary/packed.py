@@ -97,7 +97,11 @@ def packed(
         made = _load(place / name)  # by the process that had the turn before
         if made is None:
             made = make()
-            if _save(place / name, made):
+            try:
+                _save(place / name, made)
+            except OSError as error:
+                _warn(f"{place / name} cannot be written: {error}")
+            else:
                 _tidy(place, name)
                 made = _load(place / name) or made
     return made
@@ -140,16 +144,11 @@ def _turn(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _save(path: Path, made: PackedDictionary) -> bool:
+def _save(path: Path, made: PackedDictionary) -> None:
     arrays = {name: getattr(made, name) for name in _ARRAYS}
     facts = np.frombuffer(json.dumps(made.facts).encode(), np.uint8)
-    try:
-        with whole_file(path) as file:
-            np.savez(file, allow_pickle=False, facts=facts, **arrays)
-    except OSError as error:
-        _warn(f"{path} cannot be written: {error}")
-        return False
-    return True
+    with whole_file(path) as file:
+        np.savez(file, allow_pickle=False, facts=facts, **arrays)
 
 
 def _load(path: Path) -> PackedDictionary | None:
@@ -197,5 +196,5 @@ def _tidy(place: Path, name: str) -> None:
 def _warn(problem: str) -> None:
     warnings.warn(
         f"the packed form of the Face Dictionary stays in memory, and is made again the next time: {problem}",
-        stacklevel=5,
+        stacklevel=5,  # who called FaceDictionary.from_folder
     )

@@ -19,7 +19,7 @@ from lightning_hnd.dictionary.layout import Entry
 MAX_PIXELS = 50_000_000
 """A larger picture is refused before it is decoded: a small file can hold one that fills the memory."""
 
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _NUMBERS = ("1", "L", "I", "F", *_SIXTEEN_BITS)
 
