@@ -30,7 +30,7 @@ _MOUTH = polygon(*range(48, 60), grow=0.04)
 def _on_cheek(height: float) -> Shape:
     """An ellipse between eye, nose and jaw, moved up by a share of the way from the mouth to the eye."""
     centre = moved((mean(36, 41) + mean(31) + mean(3)) / 3, 48, mean(36, 41), height)
-    return ellipse(centre, along=moved(centre, 3, 31, 0.36), across=moved(centre, mean(36, 41), 48, 0.3))
+    return ellipse(centre, along=moved(centre, 3, 31, 0.34), across=moved(centre, mean(36, 41), 48, 0.3))
 
 
 _BEARD_CENTRE = between(33, 8, 0.55)
@@ -49,7 +49,7 @@ def _above_brow(*brow: int) -> Shape:
     return hull(*brow, *(moved(point, 33, 27, 0.3) for point in brow), grow=0.05)
 
 
-_LEFT: Mapping[str, Shape] = {"brow": _BROW, "eye": _EYE, "cheek": _on_cheek(0.0)}
+_LEFT: Mapping[str, Shape] = {"brow": _BROW, "eye": _EYE, "cheek": _on_cheek(-0.15)}
 
 _BOTH_SIDES: Mapping[str, Shape] = {
     "AU_2": _above_brow(17, 18, 19),
@@ -59,8 +59,8 @@ _BOTH_SIDES: Mapping[str, Shape] = {
     "Arched_Eyebrows": line(17, 18, 19, 20, 21, grow=0.07),
     "Bushy_Eyebrows": line(17, 18, 19, 20, 21, grow=0.07),
     "Bags_Under_Eyes": _under_eye(0.28),
-    "High_Cheekbones": _on_cheek(0.05),
-    "Rosy_Cheeks": _on_cheek(0.0),
+    "High_Cheekbones": _on_cheek(-0.1),
+    "Rosy_Cheeks": _on_cheek(-0.15),
     "Narrow_Eyes": polygon(*range(36, 42), grow=0.04),
 }
 
