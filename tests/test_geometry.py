@@ -63,15 +63,17 @@ def test_shapes_in_closed_form() -> None:
     points = np.zeros((68, 2))
     points[:5] = [(10, 10), (30, 10), (30, 20), (10, 20), (20, 15)]
     points[36:42], points[42:48] = (10, 10), (30, 10)
-    square, inside = draw([polygon(0, 1, 2, 3)], points, (40, 40))
+    square, inside = draw([polygon(0, 1, 2, 3)], points, (40, 40), 20.0)
     assert square.sum() == 200
     assert square[10:20, 10:30].all()
     assert inside == 1
-    round_, _ = draw([ellipse(mean(4), along=moved(4, 4, 1, 1.0), across=moved(4, 1, 0, 0.25))], points * 8, (320, 320))
+    round_, _ = draw(
+        [ellipse(mean(4), along=moved(4, 4, 1, 1.0), across=moved(4, 1, 0, 0.25))], points * 8, (320, 320), 160.0
+    )
     assert round_.sum() == pytest.approx(np.pi * abs(np.linalg.det([[80, -40], [-40, 0]])), rel=0.01)
-    same, _ = draw([hull(4, 3, 2, 1, 0)], points, (40, 40))
+    same, _ = draw([hull(4, 3, 2, 1, 0)], points, (40, 40), 20.0)
     np.testing.assert_array_equal(same, square)
-    _, inside = draw([polygon(0, 1, 2, 3)], points - (20, 0), (40, 40))
+    _, inside = draw([polygon(0, 1, 2, 3)], points - (20, 0), (40, 40), 20.0)
     assert inside == 0.5
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lightning_hnd.building.landmarks import Points, left_to_right, objection
+from lightning_hnd.building.landmarks import Points, left_to_right, objection, unit
 from lightning_hnd.building.shapes import Mask, Shape, between, draw, ellipse, hull, line, mean, moved, polygon
 
 VERSION = 1
@@ -125,11 +125,12 @@ def areas(landmarks: Points, size: tuple[int, int], concepts: Sequence[str]) -> 
     if problem is not None:
         return {}, problem
     placed = left_to_right(np.asarray(landmarks, np.float64))
+    scale = unit(placed)
     masks: dict[str, Mask] = {}
     drawn: dict[tuple[Shape, ...], tuple[Mask, float]] = {}
     for name in concepts:
         shapes = AREAS[name]  # which several concepts may share
-        drawn[shapes] = drawn.get(shapes) or draw(shapes, placed, size)
+        drawn[shapes] = drawn.get(shapes) or draw(shapes, placed, size, scale)
         masks[name], inside = drawn[shapes]
         if not masks[name].any():
             return {}, f"{name} is hidden: its area has no pixel"

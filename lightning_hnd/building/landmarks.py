@@ -94,8 +94,8 @@ def objection(landmarks: Points, size: tuple[int, int]) -> str | None:
     height, width = size
     if not np.isfinite(landmarks).all():
         return "landmarks are not all numbers"
-    if unit(landmarks) < 4:
-        return f"landmarks put the eyes {unit(landmarks):.1f} pixels apart; masks need at least 4"
+    if (scale := unit(landmarks)) < 4:
+        return f"landmarks put the eyes {scale:.1f} pixels apart; masks need at least 4"
     inside = ((landmarks >= 0) & (landmarks <= (width, height))).all(1).mean()
     if inside < 0.5:
         return (

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_hnd.building.landmarks import COUNT, MIRROR, Points, unit
+from lightning_hnd.building.landmarks import COUNT, MIRROR, Points
 
 Corner: TypeAlias = npt.NDArray[np.float64]
 """``[68]``: the weights of landmarks whose mean a corner is; they add up to one."""
@@ -83,18 +83,18 @@ def ellipse(centre: Corner, along: int | Corner, across: int | Corner, grow: flo
     return Shape(centre + _CIRCLE @ axes, grow)
 
 
-def draw(shapes: Sequence[Shape], landmarks: Points, size: tuple[int, int]) -> tuple[Mask, float]:
+def draw(shapes: Sequence[Shape], landmarks: Points, size: tuple[int, int], scale: float) -> tuple[Mask, float]:
     """The pixels whose centres lie in a union of shapes.
 
     Args:
         shapes: At least one.
         landmarks: ``[68, 2]``.
         size: ``(H, W)``.
+        scale: Pixels in a unit of the face, see :func:`~lightning_hnd.building.landmarks.unit`.
 
     Returns:
         ``[H, W]`` bool, and which share of the union lies inside of the picture.
     """
-    scale = unit(landmarks)
     outlines = [shape.outline(landmarks) for shape in shapes]
     everything = np.concatenate(outlines)
     margin = max(shape.grow for shape in shapes) * scale + 1

@@ -75,12 +75,18 @@ def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written
         path = f"{folder}/{_slug(face)}{face.picture.suffix.lower() if copied else '.jpg'}"
     labels = _labels(face, image, opened.size)
     (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / path).write_bytes(contents if copied else _encode(image))
-    paths = []
+    (root / path).write_bytes(contents if copied else _encode(image, "JPEG", quality=_QUALITY, subsampling=0))
+    encoded: dict[int, bytes] = {}  # concepts of one area share its mask
     for name, mask in masks.items():
-        paths.append(f"{folder}/{name}.png")
-        Image.fromarray(mask.view(np.uint8) * np.uint8(255)).save(root / paths[-1], compress_level=1)
-    return Written(path, tuple(paths), labels, hashlib.blake2b(contents, digest_size=16).hexdigest())
+        if id(mask) not in encoded:
+            encoded[id(mask)] = _encode(Image.fromarray(mask.view(np.uint8) * np.uint8(255)), "PNG", compress_level=1)
+        (root / folder / f"{name}.png").write_bytes(encoded[id(mask)])
+    return Written(
+        path,
+        tuple(f"{folder}/{name}.png" for name in masks),
+        labels,
+        hashlib.blake2b(contents, digest_size=16).hexdigest(),
+    )
 
 
 def concept_masks(
@@ -148,9 +154,9 @@ def _fit(opened: Opened, largest_side: int) -> Image.Image:
     return resized
 
 
-def _encode(image: Image.Image) -> bytes:
+def _encode(image: Image.Image, format_: str, **options: int) -> bytes:
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    image.save(file, format_, **options)
     return file.getvalue()
 
 
