@@ -112,6 +112,12 @@ def test_confounded_labels_are_named_with_their_shares(tmp_path: Path) -> None:
     assert found.what == f"{share} (Cramér's V 0.81, 100 images)"  # 10 of the 60 without are women
 
 
+def test_the_documentation_lists_every_flaw() -> None:
+    text = (Path(__file__).parents[1] / "docs/checking-dictionaries.md").read_text()
+    for flaw in Flaw:
+        assert f"| {flaw.level.value} | {flaw.name.lower()} | {flaw.meaning} |" in text
+
+
 # ------------------------------------------------------------------------------------------------------ near copies
 
 
