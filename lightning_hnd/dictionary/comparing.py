@@ -30,6 +30,7 @@ _DEVIATIONS = 6.0
 """... and that many robust standard deviations, so that faces that stand anywhere in their pictures are left alone."""
 
 _PRESENCE = ("present", "absent")  # the rows or columns of a local concept
+_RELATIVE = 5  # masks of a face, from which their median tells where it stands
 _COMPARABLE = 8  # masks of a concept, from which "elsewhere" means something
 
 
@@ -39,17 +40,39 @@ def misplaced_masks(looks: Sequence[Look], ontology: Ontology) -> Iterator[Findi
     image, concept = (np.array([p[j] for p in placed], np.int64) for j in (0, 1))
     centre = np.array([p[2:] for p in placed]).reshape(-1, 2)
     middle = {int(c): np.median(centre[concept == c], 0) for c in np.unique(concept)}
-    for c, usual in middle.items():
-        own = np.flatnonzero(concept == c)
-        away = np.abs(centre[own] - usual)
-        limit = np.maximum(AWAY, _DEVIATIONS * 1.4826 * np.median(away, 0))
-        for m in own[(away > limit).any(1)].tolist() if len(own) >= _COMPARABLE else ():
-            name = looks[int(image[m])].entry.masks[c]
-            where, there = (f"({x:.0%}, {y:.0%})" for x, y in (centre[m], usual))
-            what = f"{name} has its centre at {where} of width and height, where others have it at {there}"
-            yield Finding(Flaw.OFF_FACE, name, what, (ontology.local[c].name,))
+    usual = np.array([middle[c] for c in concept.tolist()]).reshape(-1, 2)
+    relative = np.bincount(image, minlength=len(looks))[image] >= _RELATIVE
+    away = _away(centre - usual, image, relative)
+    for m in _outliers(away, concept, relative):
+        name = looks[int(image[m])].entry.masks[int(concept[m])]
+        where, there = (f"({x:.0%}, {y:.0%})" for x, y in (centre[m], usual[m]))
+        what = f"{name} has its centre at {where} of width and height, where others have it at {there}"
+        yield Finding(Flaw.OFF_FACE, name, what, (ontology.local[int(concept[m])].name,))
     yield from _swapped_sides({ontology.local[c].name: float(x) for c, (x, _) in middle.items()})
     yield from _upside_down(looks, image, concept, centre[:, 1], ontology)
+
+
+def _away(
+    shift: npt.NDArray[np.float64], image: npt.NDArray[np.int64], relative: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """How far masks are from where they belong; of faces with many, less what all have in common: where it stands."""
+    shift = shift.copy()
+    for masks in np.split(np.arange(len(image)), np.flatnonzero(np.diff(image)) + 1):
+        if len(masks) and relative[masks[0]]:
+            shift[masks] -= np.median(shift[masks], 0)
+    return np.abs(shift)
+
+
+def _outliers(
+    away: npt.NDArray[np.float64], concept: npt.NDArray[np.int64], relative: npt.NDArray[np.bool_]
+) -> list[int]:
+    found: list[int] = []
+    for c in np.unique(concept):
+        for own in (np.flatnonzero((concept == c) & (relative == way)) for way in (False, True)):
+            if len(own) >= _COMPARABLE:
+                limit = np.maximum(AWAY, _DEVIATIONS * 1.4826 * np.median(away[own], 0))
+                found += own[(away[own] > limit).any(1)].tolist()
+    return found
 
 
 def _swapped_sides(middle: Mapping[str, float]) -> Iterator[Finding]:
@@ -200,8 +223,12 @@ def confound(table: CrossTable) -> Finding:
     rows = np.flatnonzero(table.counts.sum(1) > 0)
     shares = table.counts[rows] / table.counts[rows].sum(1, keepdims=True)
     columns = [0] if table.columns == _PRESENCE else range(len(table.columns))
-    column = max(columns, key=lambda c: float(np.ptp(shares[:, c])))
-    most, least = (int(pick(shares[:, column])) for pick in (np.argmax, np.argmin))
+    if table.rows == _PRESENCE:
+        most, least = 0, 1
+        column = max(columns, key=lambda c: float(shares[0, c] - shares[1, c]))
+    else:
+        column = max(columns, key=lambda c: float(np.ptp(shares[:, c])))
+        most, least = (int(pick(shares[:, column])) for pick in (np.argmax, np.argmin))
     what = (
         f"of the images {_having(table.concept, table.rows[rows[most]])} {shares[most, column]:.0%} are "
         f"{_having(table.label, table.columns[column])}, of those {_having(table.concept, table.rows[rows[least]])} "

@@ -70,14 +70,14 @@ def _centres(entry: Entry, face: Face, report: Report) -> Iterator[tuple[int, tu
         if area == 0:
             report(Finding(Flaw.EMPTY_MASK, name, f"{name} is off everywhere", doubtful))
             continue
-        if area > FULL:
-            what = f"{name} is on in {area:.0%} of the picture; is it inverted?"
-            report(Finding(Flaw.FULL_MASK, name, what, doubtful))
-            continue
         dark = float((mask[on] <= mask.max() / 2).mean())
         if dark > SOFT:
             what = f"{name}: {dark:.0%} of the pixels that are on are not even half as bright as the brightest"
             report(Finding(Flaw.SOFT_MASK, name, what, doubtful))
+        if area > FULL:
+            what = f"{name} is on in {area:.0%} of the picture; is it inverted?"
+            report(Finding(Flaw.FULL_MASK, name, what, doubtful))
+            continue
         rows, columns = np.flatnonzero(on.any(1)), np.flatnonzero(on.any(0))
         x, y = (columns[0] + columns[-1] + 1) / 2 / on.shape[1], (rows[0] + rows[-1] + 1) / 2 / on.shape[0]
         yield concept, (float(x), float(y))
