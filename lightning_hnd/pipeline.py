@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -103,8 +104,9 @@ def dissect(
 
 
 def describe(dictionary: FaceDictionary) -> dict[str, str | int | float | bool | None]:
-    """What a dissection keeps of its dictionary."""
-    return {"dictionary": str(dictionary), "fingerprint": dictionary.fingerprint, "drawn": dictionary.drawn}
+    """What a dissection keeps of its dictionary; its datacard, if it has one, as JSON."""
+    card = {"datacard": json.dumps(dict(dictionary.datacard))} if dictionary.datacard else {}
+    return {"dictionary": str(dictionary), "fingerprint": dictionary.fingerprint, "drawn": dictionary.drawn, **card}
 
 
 def measure(

@@ -22,6 +22,14 @@ def write_picture(path: Path, array: np.ndarray, **options: object) -> None:
     Image.fromarray(array).save(path, **options)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packed_dictionaries_lie_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither beside real faces nor in the cache of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HND_CACHE", str(tmp_path_factory.mktemp("packed")))
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two attribute images, one part image, two faces of two groups; no action units at all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -85,6 +85,7 @@ class FaceDictionary:
         transform: Changes the colours of an image ``[channels, H, W]`` in 0..1, before mean and std.
         origin: What the dictionary is, for people.
         drawn: Whether its faces are drawings.
+        datacard: What its folder's ``datacard.json`` says of where it comes from; empty where there is none.
     """
 
     ontology: Ontology
@@ -101,6 +102,7 @@ class FaceDictionary:
     transform: Callable[[Tensor], Tensor] | None = None
     origin: str = "a dictionary made in memory"
     drawn: bool = False
+    datacard: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self) == 0:
@@ -122,10 +124,15 @@ class FaceDictionary:
         ontology: Ontology = PAPER,
         crop: Crop | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
+        cache: bool = True,
     ) -> FaceDictionary:
         """Reads a dictionary in the layout of the released one.
 
-        Every picture and mask is read and checked now, so that nothing can fail during training.
+        Every picture and mask is read and checked now, so that nothing can fail during training. What was read is
+        kept, packed, and mapped into memory the next time, until a file in the folder changes: in ``.packed`` in the
+        folder, or where that cannot be written in the user's cache (``~/.cache/lightning-hnd``; the environment
+        variable ``HND_CACHE`` names another place). A picture with an EXIF orientation is shown upright; its masks
+        must be drawn on the upright picture.
 
         Args:
             path: The folder with ``Attributes.csv``, ``Action_Units.csv``, ``Parts.csv`` and
@@ -139,9 +146,10 @@ class FaceDictionary:
             ontology: The concepts to look for; a mask of any other concept is an error.
             crop: The part of each picture to show, and of its masks: a box ``(left, top, right, bottom)``
                 in shares of its width and height, or a function from a ``PIL.Image`` to a box in pixels
-                (a face detector).
+                (a face detector). What depends on a function is not kept: nobody can tell when it changes.
             transform: Any change of colours of an image ``[channels, H, W]`` in 0..1, applied before mean
                 and std. It must be deterministic and must not move the image: that is checked.
+            cache: Whether to keep what was read, and to use what was kept.
 
         Returns:
             The dictionary.
@@ -160,6 +168,7 @@ class FaceDictionary:
             ontology=ontology,
             crop=crop,
             transform=transform,
+            cache=cache,
         )
 
     @classmethod
@@ -278,11 +287,11 @@ class FaceDictionary:
         Args:
             index: Positions in the dictionary.
         """
-        images = self.pictures[index].float() / 255
+        images = self.pictures[index].float().div_(255)  # in place, here and below: memory is what takes the time
         if self.transform is not None:
             images = torch.stack([self.transform(image) for image in images])
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (images - mean) / std
+        return images.sub_(mean).div_(std)
 
     def batches(self, batch_size: int = 64, *, shard: int = 0, num_shards: int = 1) -> Iterator[DictionaryBatch]:
         """The dictionary in batches, always in the same order.

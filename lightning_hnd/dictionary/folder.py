@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +14,21 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from lightning_hnd.concepts import Ontology
-from lightning_hnd.dictionary.face_dictionary import UNKNOWN, Crop, FaceDictionary
+from lightning_hnd.dictionary.datacard import write_datacard
+from lightning_hnd.dictionary.face_dictionary import Crop, FaceDictionary
+from lightning_hnd.dictionary.findings import refuse
+from lightning_hnd.dictionary.layout import (
+    FOLDER_OF_KIND,
+    GLOBAL_FOLDER,
+    LABELS,
+    Entry,
+    Files,
+    list_folder,
+    table_of,
+)
 from lightning_hnd.dictionary.masks import PackedMasks
-
-TABLE_OF_KIND = {"attribute": "Attributes.csv", "action_unit": "Action_Units.csv", "part": "Parts.csv"}
-FOLDER_OF_KIND = {"attribute": "attributes", "action_unit": "AU", "part": "parts"}
-GLOBAL_FOLDER = "non_localizable"
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One image of the dictionary: its file, the files of its masks by concept, and its labels."""
-
-    path: Path
-    masks: Mapping[int, Path]
-    source: int
-    group: tuple[int, ...]
+from lightning_hnd.dictionary.packed import PackedDictionary, packed
+from lightning_hnd.dictionary.pixels import in_threads, open_face
 
 
 def read_folder(
@@ -43,6 +40,7 @@ def read_folder(
     ontology: Ontology,
     crop: Crop | None = None,
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    cache: bool = True,
 ) -> FaceDictionary:
     """Reads and checks everything in a dictionary folder: see :meth:`FaceDictionary.from_folder`.
 
@@ -54,6 +52,7 @@ def read_folder(
         ontology: The concepts to look for.
         crop: See :data:`Crop`.
         transform: A change of colours.
+        cache: Whether to keep the packed form.
 
     Returns:
         The dictionary.
@@ -64,139 +63,94 @@ def read_folder(
     """
     if not root.is_dir():
         raise FileNotFoundError(f"there is no Face Dictionary at {root}: no such folder")
-    entries = [*_local_entries(root, ontology), *_global_entries(root, ontology)]
-    if not entries:
-        tables = ", ".join(_table(kind) for kind in ontology.kinds)
-        raise ValueError(
-            f"the Face Dictionary {root} is empty: none of {tables} lists an image, and {GLOBAL_FOLDER}/ holds none"
-        )
-    _require_unique(entries, root)
-    names = tuple(entry.path.relative_to(root).as_posix() for entry in entries)
-    labels = _labels(root, names)
-    pictures, bits = _decode_all(entries, size, len(mean), crop)
+    files, channels = Files(root), len(mean)
+
+    def make() -> PackedDictionary:
+        return _read(files, size, channels, ontology, crop)
+
+    read = make() if callable(crop) or not cache else packed(files, size, channels, crop, ontology, make)
     return FaceDictionary(
         ontology=ontology,
-        pictures=pictures,
-        source=torch.tensor([entry.source for entry in entries]),
-        group=torch.tensor([entry.group for entry in entries]).reshape(len(entries), len(ontology.global_)),
-        masks=PackedMasks(bits, size),
-        mask_image=torch.tensor([i for i, entry in enumerate(entries) for _ in entry.masks], dtype=torch.int64),
-        mask_concept=torch.tensor([c for entry in entries for c in entry.masks], dtype=torch.int64),
-        names=names,
-        labels=labels,
+        pictures=torch.from_numpy(read.pictures),
+        source=torch.from_numpy(read.source),
+        group=torch.from_numpy(read.group),
+        masks=PackedMasks(torch.from_numpy(read.bits), size),
+        mask_image=torch.from_numpy(read.mask_image),
+        mask_concept=torch.from_numpy(read.mask_concept),
+        names=tuple(read.facts["names"]),
+        labels=tuple(read.facts["labels"]),
         mean=mean,
         std=std,
         transform=transform,
         origin=f"the dictionary {root}",
+        datacard=read.facts["datacard"],
     )
 
 
-def _local_entries(root: Path, ontology: Ontology) -> Iterator[Entry]:
-    unknown = (UNKNOWN,) * len(ontology.global_)
-    for source, kind in enumerate(ontology.kinds):
-        table = root / _table(kind)
-        for line, row in _rows(table, ("image", "labels")):
-            where = f"{table}, line {line}"
-            masks = {}
-            for label in filter(None, (label.strip() for label in row["labels"].split(";"))):
-                concept = _concept(Path(label).stem, kind, ontology, where)
-                if concept in masks:
-                    raise ValueError(f"{where}: two masks of {Path(label).stem}")
-                masks[concept] = _existing(root, label, where)
-            yield Entry(_existing(root, row["image"].strip(), where), masks, source, unknown)
+def _read(
+    files: Files, size: tuple[int, int], channels: int, ontology: Ontology, crop: Crop | None
+) -> PackedDictionary:
+    listing = list_folder(files, ontology, refuse)
+    entries = listing.entries
+    pictures = np.empty((len(entries), channels, *size), np.uint8)
+    bits: list[npt.NDArray[np.uint8]] = []
+
+    def decode(entry: Entry) -> tuple[npt.NDArray[np.uint8], list[npt.NDArray[np.uint8]]]:
+        return _decode(files.root, entry, size, channels, crop)
+
+    with closing(in_threads(decode, entries, "Reading the Face Dictionary")) as decoded:
+        for i, (picture, masks) in enumerate(decoded):
+            pictures[i] = picture
+            bits.extend(masks)
+    return PackedDictionary(
+        pictures=pictures,
+        bits=np.stack(bits) if bits else np.empty((0, -(-size[0] * size[1] // 8)), np.uint8),
+        source=np.array([entry.source for entry in entries], np.int64),
+        group=np.array([entry.group for entry in entries], np.int64).reshape(len(entries), len(ontology.global_)),
+        mask_image=np.array([i for i, entry in enumerate(entries) for _ in entry.masks], np.int64),
+        mask_concept=np.array([c for entry in entries for c in entry.masks], np.int64),
+        facts={
+            "names": [entry.name for entry in entries],
+            "labels": [dict(labels) for labels in listing.labels],
+            "datacard": dict(listing.datacard),
+        },
+    )
 
 
-def _global_entries(root: Path, ontology: Ontology) -> Iterator[Entry]:
-    folder = root / GLOBAL_FOLDER
-    concepts = {concept.name.lower(): k for k, concept in enumerate(ontology.global_)}
-    for concept_folder in _subfolders(folder):
-        k = concepts.get(concept_folder.name.lower())
-        if k is None:
-            known = ", ".join(c.name for c in ontology.global_) or "none"
-            raise ValueError(
-                f"{concept_folder} is a global concept that the ontology lacks (it has: {known}); "
-                "give an ontology that has it, or move the folder away"
-            )
-        groups = {name.lower(): g for g, name in enumerate(ontology.global_[k].groups)}
-        for group_folder in _subfolders(concept_folder):
-            g = groups.get(group_folder.name.lower())
-            if g is None:
-                raise ValueError(
-                    f"{group_folder} is a group that global concept {ontology.global_[k].name!r} lacks "
-                    f"(it has: {', '.join(ontology.global_[k].groups)})"
-                )
-            group = tuple(g if i == k else UNKNOWN for i in range(len(ontology.global_)))
-            for path in sorted(group_folder.iterdir()):
-                if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
-                    yield Entry(path, {}, UNKNOWN, group)
+def _decode(
+    root: Path, entry: Entry, size: tuple[int, int], channels: int, crop: Crop | None
+) -> tuple[npt.NDArray[np.uint8], list[npt.NDArray[np.uint8]]]:
+    height, width = size
+    face = open_face(root, entry, channels, refuse)
+    assert face is not None  # or it was refused
+    box = _box(crop, face.picture, root / entry.name)
+    picture = np.asarray(face.picture.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    rows = _nearest(box[1], box[3], height, face.picture.height)
+    columns = _nearest(box[0], box[2], width, face.picture.width)
+    masks = [np.packbits(mask[rows[:, None], columns] > 0) for mask in face.masks.values()]
+    return picture.reshape(height, width, channels).transpose(2, 0, 1), masks
 
 
-def _labels(root: Path, names: tuple[str, ...]) -> tuple[Mapping[str, str], ...]:
-    table = root / GLOBAL_FOLDER / "labels.csv"
-    known: dict[str, Mapping[str, str]] = {}
-    for line, row in _rows(table, ("image",)):
-        image = row.pop("image").strip()
-        if image not in names and not (root / image).is_file():
-            raise FileNotFoundError(f"{table}, line {line}: there is no file {root / image}")
-        known[image] = row
-    return tuple(known.get(name, {}) for name in names)
-
-
-def _rows(table: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with their line numbers; none where there is no such file."""
-    if not table.is_file():
-        return
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
-        header = [name.strip() for name in reader.fieldnames or ()]
-        missing = [name for name in columns if name not in header]
-        if header and missing:
-            raise ValueError(f"{table} has no column {missing[0]!r}; its columns are: {', '.join(header)}")
-        reader.fieldnames = header
-        for row in reader:
-            if None in row:
-                raise ValueError(f"{table}, line {reader.line_num}: more values than columns ({', '.join(header)})")
-            yield reader.line_num, row
-
-
-def _table(kind: str) -> str:
-    return TABLE_OF_KIND.get(kind, f"{kind}.csv")
-
-
-def _concept(name: str, kind: str, ontology: Ontology, where: str) -> int:
-    try:
-        concept = ontology.concept_index(name)
-    except KeyError as error:
-        raise ValueError(f"{where}: {error.args[0]}") from None
-    if ontology.local[concept].kind != kind:
+def _box(crop: Crop | None, picture: Image.Image, path: Path) -> tuple[float, float, float, float]:
+    width, height = picture.size
+    if crop is None:
+        return (0.0, 0.0, width, height)
+    if callable(crop):
+        left, top, right, bottom = crop(picture)
+    else:
+        left, top, right, bottom = crop[0] * width, crop[1] * height, crop[2] * width, crop[3] * height
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(
-            f"{where}: {name!r} is of kind {ontology.local[concept].kind!r}, but this table labels kind {kind!r}; "
-            f"list it in {_table(ontology.local[concept].kind)}"
+            f"crop gives the box {(left, top, right, bottom)} for {path}, which does not lie inside its "
+            f"{width} x {height} pixels"
         )
-    return concept
+    return (left, top, right, bottom)
 
 
-def _existing(root: Path, name: str, where: str) -> Path:
-    path = root / name
-    if not name or not path.is_file():
-        raise FileNotFoundError(f"{where}: there is no file {path}" if name else f"{where}: the image has no name")
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{where}: {name} lies outside the dictionary")
-    return path
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _require_unique(entries: list[Entry], root: Path) -> None:
-    seen: set[tuple[Path, tuple[int, ...]]] = set()
-    for entry in entries:
-        if (entry.path, entry.group) in seen:
-            raise ValueError(f"{entry.path.relative_to(root)} is listed twice in {root}; an image may count only once")
-        seen.add((entry.path, entry.group))
+def _nearest(begin: float, end: float, pixels: int, limit: int) -> npt.NDArray[np.int64]:
+    """Source pixel that holds the centre of each of ``pixels`` pixels ("nearest-exact")."""
+    centres = begin + (np.arange(pixels) * 2 + 1) * (end - begin) / (2 * pixels)
+    return np.clip(np.floor(centres).astype(np.int64), 0, limit - 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -243,9 +197,11 @@ def write_folder(root: Path, dictionary: FaceDictionary) -> None:
             _save(picture, root / path)
             labels.append({"image": path, **dictionary.labels[i], **groups})
     for source, rows in tables.items():
-        _write_table(root / _table(ontology.kinds[source]), rows)
+        write_table(root / table_of(ontology.kinds[source]), rows)
     if labels:
-        _write_table(root / GLOBAL_FOLDER / "labels.csv", labels)
+        write_table(root / LABELS, labels)
+    if dictionary.datacard:
+        write_datacard(root, {"origin": dictionary.origin, "images": len(dictionary), "of": dictionary.datacard})
 
 
 def _save(picture: Image.Image, path: Path) -> None:
@@ -253,82 +209,15 @@ def _save(picture: Image.Image, path: Path) -> None:
     picture.save(path)
 
 
-def _write_table(path: Path, rows: list[dict[str, str]]) -> None:
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    """Writes a table of a dictionary; its columns are those of all rows, ``image`` and ``labels`` where there is none.
+
+    Args:
+        path: The file.
+        rows: Its rows by column.
+    """
     columns = list(dict.fromkeys(column for row in rows for column in row)) or ["image", "labels"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-
-
-# --------------------------------------------------------------------------------------------------------- decoding
-
-
-def _decode_all(
-    entries: list[Entry], size: tuple[int, int], channels: int, crop: Crop | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    pictures = np.empty((len(entries), channels, *size), np.uint8)
-    bits: list[npt.NDArray[np.uint8]] = []
-    with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-        decoded = pool.map(lambda entry: _decode(entry, size, channels, crop), entries)
-        progress = tqdm(decoded, "Reading the Face Dictionary", len(entries), leave=False, disable=None, delay=2)
-        for i, (picture, masks) in enumerate(progress):
-            pictures[i] = picture
-            bits.extend(masks)
-    packed = np.stack(bits) if bits else np.empty((0, -(-size[0] * size[1] // 8)), np.uint8)
-    return torch.from_numpy(pictures), torch.from_numpy(packed)
-
-
-def _decode(
-    entry: Entry, size: tuple[int, int], channels: int, crop: Crop | None
-) -> tuple[npt.NDArray[np.uint8], list[npt.NDArray[np.uint8]]]:
-    height, width = size
-    picture = _open(entry.path)
-    picture = picture.convert("RGB" if channels == 3 else "L")
-    box = _box(crop, picture, entry.path)
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box))
-    masks = []
-    for path in entry.masks.values():
-        mask = _open(path)
-        if mask.size != picture.size:
-            raise ValueError(
-                f"{path} is {mask.size[0]} x {mask.size[1]} pixels, but its image {entry.path} is "
-                f"{picture.size[0]} x {picture.size[1]}; a mask must have the size of its image"
-            )
-        values = np.asarray(mask if mask.mode in ("L", "1", "I", "I;16", "F") else mask.convert("RGB"))
-        on = (values if values.ndim == 2 else values.max(-1)) > 0
-        rows = _nearest(box[1], box[3], height, on.shape[0])
-        columns = _nearest(box[0], box[2], width, on.shape[1])
-        masks.append(np.packbits(on[rows[:, None], columns]))
-    return resized.reshape(height, width, channels).transpose(2, 0, 1), masks
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-
-
-def _box(crop: Crop | None, picture: Image.Image, path: Path) -> tuple[float, float, float, float]:
-    width, height = picture.size
-    if crop is None:
-        return (0.0, 0.0, width, height)
-    if callable(crop):
-        left, top, right, bottom = crop(picture)
-    else:
-        left, top, right, bottom = crop[0] * width, crop[1] * height, crop[2] * width, crop[3] * height
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise ValueError(
-            f"crop gives the box {(left, top, right, bottom)} for {path}, which does not lie inside its "
-            f"{width} x {height} pixels"
-        )
-    return (left, top, right, bottom)
-
-
-def _nearest(begin: float, end: float, pixels: int, limit: int) -> npt.NDArray[np.int64]:
-    """Source pixel that holds the centre of each of ``pixels`` pixels ("nearest-exact")."""
-    centres = begin + (np.arange(pixels) * 2 + 1) * (end - begin) / (2 * pixels)
-    return np.clip(np.floor(centres).astype(np.int64), 0, limit - 1)

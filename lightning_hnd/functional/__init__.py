@@ -6,6 +6,7 @@ Notation: ``N`` images, ``U`` units (channels of a layer) with maps of ``h x w``
 
 from lightning_hnd.functional.affinity import concept_affinity, concept_response, group_affinity, mid_ranks
 from lightning_hnd.functional.interpolation import firing_area, upsample
+from lightning_hnd.functional.mixes import mix_weights
 from lightning_hnd.functional.overlap import Overlap, concept_iou, count_overlap
 from lightning_hnd.functional.pairing import pair_concepts, pair_groups
 from lightning_hnd.functional.threshold import activation_threshold, order_statistic, quantile_from_top
@@ -20,6 +21,7 @@ __all__ = [
     "firing_area",
     "group_affinity",
     "mid_ranks",
+    "mix_weights",
     "order_statistic",
     "pair_concepts",
     "pair_groups",

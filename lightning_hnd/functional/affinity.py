@@ -104,7 +104,9 @@ def concept_response(peak: Tensor, low: Tensor, high: Tensor, carries: Tensor, c
     return response
 
 
-def group_affinity(peak: Tensor, low: Tensor, high: Tensor, group: Tensor, num_groups: int) -> Tensor:
+def group_affinity(
+    peak: Tensor, low: Tensor, high: Tensor, group: Tensor, num_groups: int, weight: Tensor | None = None
+) -> Tensor:
     """Probability of each group of one global concept for each unit: Stage I of the method.
 
     ``P(g | u)`` is proportional to the mean over the images of ``g`` of ``r * s``: ``r`` the mid-rank of the
@@ -117,12 +119,14 @@ def group_affinity(peak: Tensor, low: Tensor, high: Tensor, group: Tensor, num_g
         high: ``[U]``, the largest.
         group: ``[N]`` int64; images with ``-1`` have no label of this concept and do not count.
         num_groups: ``G``.
+        weight: ``[N]``: an image of weight 2 counts as two, one of weight 0 not at all. Those of
+            :func:`~lightning_hnd.functional.mix_weights` give all groups the same mix of another label. None: all 1.
 
     Returns:
         ``[U, G]`` float64, 0 for a unit that is dead on these images.
 
     Raises:
-        ValueError: If shapes disagree or a group is out of range.
+        ValueError: If shapes disagree, a group is out of range or a weight is negative.
 
     Example:
         >>> import torch
@@ -136,15 +140,21 @@ def group_affinity(peak: Tensor, low: Tensor, high: Tensor, group: Tensor, num_g
     if group.numel() and int(group.max()) >= num_groups:
         raise ValueError(f"group must lie in -1..{num_groups - 1}, got {int(group.max())}")
     labelled = group >= 0
+    if weight is not None:
+        if weight.shape != group.shape or bool((weight < 0).any()):
+            raise ValueError(f"weight must be [{len(group)}] and not negative, got {tuple(weight.shape)}")
+        labelled &= weight > 0
+        weight = weight[labelled].double()
     member = group[labelled].unsqueeze(1) == torch.arange(num_groups, device=group.device)
-    return _normalise(_mean_response(peak[labelled], low, high, member))
+    return _normalise(_mean_response(peak[labelled], low, high, member, weight))
 
 
-def mid_ranks(values: Tensor) -> Tensor:
+def mid_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
     """Ranks along the first dimension, ascending from 1; equal values share the mean of their ranks.
 
     Args:
         values: ``[N, U]``.
+        weight: ``[N]`` positive: a value of weight 2 has the mean rank of two equal ones. None: all 1.
 
     Returns:
         ``[N, U]`` float64.
@@ -154,7 +164,12 @@ def mid_ranks(values: Tensor) -> Tensor:
     begins = torch.nn.functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True).flatten()
     first = begins.nonzero().flatten()  # of each run of equal values, all units in one row
     last = torch.cat([first[1:], first.new_tensor([units * images])]) - 1
-    rank = (first + last).double() / 2 + 1 - first // images * images
+    if weight is None:
+        rank = (first + last).double() / 2 + 1 - first // images * images
+    else:
+        upto = torch.nn.functional.pad(weight.double()[order].cumsum(1), (1, 0)).flatten()
+        unit = first // images  # whose row of images + 1 sums this is
+        rank = (upto[first + unit] + upto[last + unit + 1] + 1) / 2
     return (
         torch.empty_like(ordered, dtype=torch.float64)
         .scatter_(1, order, rank[begins.cumsum(0) - 1].view(units, images))
@@ -162,17 +177,18 @@ def mid_ranks(values: Tensor) -> Tensor:
     )
 
 
-def _mean_response(peak: Tensor, low: Tensor, high: Tensor, member: Tensor) -> Tensor:
+def _mean_response(peak: Tensor, low: Tensor, high: Tensor, member: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of rank share times normalised peak over the members of each class: ``[U, classes]``."""
-    weight = member.double()
+    share = member.double() if weight is None else member * weight.unsqueeze(1)
     if peak.shape[0] == 0:
-        return weight.new_zeros(peak.shape[1], member.shape[1])
-    ranks = mid_ranks(peak)
+        return share.new_zeros(peak.shape[1], member.shape[1])
+    ranks = mid_ranks(peak, weight)
     peak, low, high = peak.double(), low.double(), high.double()  # a difference of float32 loses digits
     span = high - low
     strength = (peak - low) / torch.where(span > 0, span, 1.0)
-    response = ranks / peak.shape[0] * strength
-    return torch.where(span > 0, 1.0, 0.0).unsqueeze(1) * (response.t() @ weight) / weight.sum(0).clamp(min=1)
+    response = ranks / (peak.shape[0] if weight is None else weight.sum()) * strength
+    mean = response.t() @ share / torch.where(share.sum(0) > 0, share.sum(0), 1.0)
+    return torch.where(span > 0, 1.0, 0.0).unsqueeze(1) * mean
 
 
 def _normalise(score: Tensor) -> Tensor:

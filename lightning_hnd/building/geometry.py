@@ -1,0 +1,139 @@
+"""Where each of the paper's 38 local concepts shows in a face: one geometry, as data.
+
+A part is drawn where it is. An attribute or an action unit is drawn where it shows: an attribute of a part on that
+part, an action unit where its muscle moves the skin (Ekman, Friesen: Facial Action Coding System, 1978). Shapes turn,
+shrink and slant with the landmarks. They are written down for the left half of the picture; the right half is its
+mirror image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lightning_hnd.building.landmarks import Points, left_to_right, objection, unit
+from lightning_hnd.building.shapes import Mask, Shape, between, draw, ellipse, hull, line, mean, moved, polygon
+
+VERSION = 1
+"""Goes up whenever a shape changes; datacards name it."""
+
+LEAST_INSIDE = 0.5
+"""Share of a concept's area that must lie in the picture."""
+
+_BROW = line(17, 18, 19, 20, 21, grow=0.06)
+_EYE = polygon(*range(36, 42), grow=0.02)
+_NOSE = hull(*range(27, 36), between(27, 39, 0.3), between(27, 42, 0.3), grow=0.03)
+_MOUTH = polygon(*range(48, 60), grow=0.04)
+
+
+def _on_cheek(height: float) -> Shape:
+    """An ellipse between eye, nose and jaw, moved up by a share of the way from the mouth to the eye."""
+    centre = moved((mean(36, 41) + mean(31) + mean(3)) / 3, 48, mean(36, 41), height)
+    return ellipse(centre, along=moved(centre, 3, 31, 0.34), across=moved(centre, mean(36, 41), 48, 0.3))
+
+
+_BEARD_CENTRE = between(33, 8, 0.55)
+_BEARD = ellipse(_BEARD_CENTRE, along=moved(_BEARD_CENTRE, 4, 12, 0.47), across=moved(8, 33, 8, 0.1))
+_CHIN = between(57, 8, 0.5)
+_GOATEE = between(57, 8, 0.6)
+_THROAT = moved(8, 57, 8, 0.15)
+
+
+def _under_eye(depth: float) -> Shape:
+    lid = (36, 41, 40, 39)
+    return polygon(*lid, *(moved(point, 27, 33, depth) for point in reversed(lid)))
+
+
+def _above_brow(*brow: int) -> Shape:
+    return hull(*brow, *(moved(point, 33, 27, 0.3) for point in brow), grow=0.05)
+
+
+_LEFT: Mapping[str, Shape] = {"brow": _BROW, "eye": _EYE, "cheek": _on_cheek(-0.15)}
+
+_BOTH_SIDES: Mapping[str, Shape] = {
+    "AU_2": _above_brow(17, 18, 19),
+    "AU_5": hull(36, 37, 38, 39, between(37, 18, 0.4), between(37, 19, 0.4), between(38, 20, 0.4), grow=0.02),
+    "AU_6": hull(between(36, 0, 0.5), 36, 41, 40, 39, between(40, 31, 0.5), between(41, 48, 0.45), grow=0.02),
+    "AU_15": hull(48, 49, 59, between(48, 6, 0.45), between(48, 4, 0.25), grow=0.05),
+    "Arched_Eyebrows": line(17, 18, 19, 20, 21, grow=0.07),
+    "Bushy_Eyebrows": line(17, 18, 19, 20, 21, grow=0.07),
+    "Bags_Under_Eyes": _under_eye(0.28),
+    "High_Cheekbones": _on_cheek(-0.1),
+    "Rosy_Cheeks": _on_cheek(-0.15),
+    "Narrow_Eyes": polygon(*range(36, 42), grow=0.04),
+}
+
+_MIDDLE: Mapping[str, tuple[Shape, ...]] = {
+    "nose": (_NOSE,),
+    "mouth": (_MOUTH,),
+    "AU_1": (_above_brow(20, 21, 22, 23),),
+    "AU_4": (line(*range(17, 22), grow=0.08), line(*range(22, 27), grow=0.08), hull(20, 21, 22, 23, 27, grow=0.04)),
+    "AU_9": (hull(21, 22, between(27, 39, 0.8), between(27, 42, 0.8), 30, 31, 35),),
+    "AU_12": (
+        polygon(*range(48, 60), grow=0.1),
+        line(48, between(48, 31, 0.4), grow=0.1),
+        line(54, between(54, 35, 0.4), grow=0.1),
+    ),
+    "AU_17": (ellipse(_CHIN, along=moved(_CHIN, 7, 9, 0.45), across=moved(_CHIN, 57, 8, 0.5)),),
+    "AU_20": (hull(*range(48, 60), between(48, 4, 0.25), between(54, 12, 0.25), grow=0.05),),
+    "AU_25": (_MOUTH,),
+    "AU_26": (hull(48, 54, 55, 56, 57, 58, 59, *range(5, 12)),),
+    "5_o_Clock_Shadow": (_BEARD,),
+    "No_Beard": (_BEARD,),
+    "Big_Lips": (_MOUTH,),
+    "Big_Nose": (_NOSE,),
+    "Double_Chin": (ellipse(_THROAT, along=moved(_THROAT, 6, 10, 0.55), across=moved(_THROAT, 57, 8, 0.35)),),
+    "Eyeglasses": (hull(*range(36, 42), grow=0.25), hull(*range(42, 48), grow=0.25), line(39, 42, grow=0.08)),
+    "Goatee": (ellipse(_GOATEE, along=moved(_GOATEE, 7, 9, 0.5), across=moved(8, 57, 8, 0.05)),),
+    "Mouth_Slightly_Open": (_MOUTH,),
+    "Mustache": (
+        polygon(
+            between(31, 48, 0.35), 32, 33, 34, between(35, 54, 0.35), *range(54, 47, -1), grow=0.02
+        ),
+    ),
+    "Pointy_Nose": (_NOSE,),
+    "Smiling": (polygon(*range(48, 60), grow=0.07),),
+    "Wearing_Lipstick": (_MOUTH,),
+}  # fmt: skip
+
+AREAS: Mapping[str, tuple[Shape, ...]] = {
+    **{f"left_{name}": (shape,) for name, shape in _LEFT.items()},
+    **{f"right_{name}": (shape.mirrored(),) for name, shape in _LEFT.items()},
+    **{name: (shape, shape.mirrored()) for name, shape in _BOTH_SIDES.items()},
+    **_MIDDLE,
+}
+"""The shapes whose union is the area of each concept."""
+
+
+def areas(landmarks: Points, size: tuple[int, int], concepts: Sequence[str]) -> tuple[dict[str, Mask], str | None]:
+    """Draws the masks of concepts; ``left_*`` is the left of the picture, whichever way the face is mirrored.
+
+    Args:
+        landmarks: ``[68, 2]``, x and y in pixels.
+        size: ``(H, W)`` of the picture.
+        concepts: Some of :data:`AREAS`.
+
+    Returns:
+        A mask ``[H, W]`` bool for each concept; and why the face cannot be used for them, or None. Then there are no
+        masks: a face that carries a concept which it does not show would count as one that lacks it.
+
+    Raises:
+        KeyError: If the geometry has no such concept.
+    """
+    problem = objection(landmarks, size)
+    if problem is not None:
+        return {}, problem
+    placed = left_to_right(np.asarray(landmarks, np.float64))
+    scale = unit(placed)
+    masks: dict[str, Mask] = {}
+    drawn: dict[tuple[Shape, ...], tuple[Mask, float]] = {}
+    for name in concepts:
+        shapes = AREAS[name]  # which several concepts may share
+        drawn[shapes] = drawn.get(shapes) or draw(shapes, placed, size, scale)
+        masks[name], inside = drawn[shapes]
+        if not masks[name].any():
+            return {}, f"{name} is hidden: its area has no pixel"
+        if inside < LEAST_INSIDE:
+            return {}, f"{name} lies outside of the picture by {1 - inside:.0%} of its area"
+    return masks, None

@@ -1,0 +1,138 @@
+"""Pictures of any kind that data sets hold, opened as they are displayed; and files that must not lead elsewhere."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from lightning_hnd.dictionary.layout import PICTURE_SUFFIXES
+
+MOST_PIXELS = 64 * 2**20
+"""A larger picture is not decoded."""
+
+
+MOST_BYTES = 2**28
+"""A larger file is not read."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A decoded picture.
+
+    Attributes:
+        image: RGB, as it is displayed; smaller than the file's where that was allowed.
+        size: ``(H, W)`` of the file's, as it is displayed.
+        plain: Whether a reader that knows nothing of EXIF, CMYK, palettes and 16 bits sees the same in the file.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    plain: bool
+
+
+def inside(root: Path, name: str) -> Path:
+    """The file of a name that a table gives, which must not lead out of its folder.
+
+    Args:
+        root: The folder.
+        name: A relative path.
+
+    Raises:
+        ValueError: If it is absolute, goes up with ``..``, or is a link to somewhere else. Nothing outside is touched.
+        FileNotFoundError: If there is no such file.
+    """
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts or "\0" in name:
+        raise ValueError("its path leads out of the folder")
+    path = root / parts
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError("it is a link that leads out of the folder")
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    return path
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder and its subfolders, hidden ones aside, in the order of their names."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def read_file(path: Path) -> bytes:
+    """The contents of a picture's file.
+
+    Raises:
+        ValueError: If it is gone, or far too large for a picture.
+    """
+    try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"the file has {size / 2**20:.0f} MiB, more than {MOST_BYTES // 2**20}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"the file cannot be read: {error.strerror}") from error
+
+
+def open_picture(contents: bytes, largest_side: int | None = None) -> Opened:
+    """Decodes a picture as it is displayed: turned as its EXIF data say, eight bits a channel.
+
+    Args:
+        contents: The file.
+        largest_side: Pictures may be decoded smaller, but not below this.
+
+    Raises:
+        ValueError: If it is damaged, empty, no picture, or has too many pixels.
+    """
+    if not contents:
+        raise ValueError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(contents)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                most = f"{MOST_PIXELS // 2**20} Mi"
+                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most}; make it smaller")
+            plain = image.mode in ("RGB", "L") and image.format in ("JPEG", "PNG")
+            width, height = image.size
+            if largest_side is not None:
+                image.draft("RGB", (largest_side, largest_side))
+            image.load()
+            orientation = image.getexif().get(0x0112, 1)
+            size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+            return Opened(_to_rgb(ImageOps.exif_transpose(image)), size, plain and orientation == 1)
+    except ValueError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has too many pixels: {error}") from error
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        raise ValueError(f"it cannot be read as a picture: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more
+        values = np.asarray(image).astype(np.float64)
+        top = 65535 if image.mode.startswith("I") else max(float(values.max()), 1.0)
+        image = Image.fromarray((values * (255 / top)).clip(0, 255).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+def read_mask(path: Path) -> npt.NDArray[np.uint8]:
+    """The values of a mask or label map: of a palette their numbers, of several channels the largest: ``[H, W]``.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
+            values = np.asarray(image)
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        raise ValueError(f"mask {path.name} cannot be read: {error}") from error
+    flat = values if values.ndim == 2 else values[..., :3].max(-1)
+    return flat.astype(np.uint8) if flat.dtype == np.bool_ else np.minimum(flat, 255).astype(np.uint8)

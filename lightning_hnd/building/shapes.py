@@ -1,0 +1,163 @@
+"""Shapes whose corners are weighted means of landmarks, and which pixels they cover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_hnd.building.landmarks import COUNT, MIRROR, Points
+
+Corner: TypeAlias = npt.NDArray[np.float64]
+"""``[68]``: the weights of landmarks whose mean a corner is; they add up to one."""
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Line: TypeAlias = npt.NDArray[np.float64]
+
+_TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
+
+
+def mean(*landmarks: int) -> Corner:
+    """The mean of some landmarks."""
+    weights = np.zeros(COUNT)
+    np.add.at(weights, list(landmarks), 1 / len(landmarks))
+    return weights
+
+
+def between(a: int | Corner, b: int | Corner, share: float = 0.5) -> Corner:
+    """The place at a share of the way from ``a`` to ``b``; beyond 1 it lies beyond ``b``."""
+    return (1 - share) * _corner(a) + share * _corner(b)
+
+
+def moved(corner: int | Corner, start: int | Corner, end: int | Corner, share: float) -> Corner:
+    """A place moved by a share of the way from ``start`` to ``end``."""
+    return _corner(corner) + share * (_corner(end) - _corner(start))
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """An outline and how far beyond it the shape reaches.
+
+    Attributes:
+        weights: ``[V, 68]``, the corners in order; of a hull in any order.
+        grow: In units of the face, see :func:`~lightning_hnd.building.landmarks.unit`.
+        hull: Whether it is the convex hull of its corners.
+    """
+
+    weights: npt.NDArray[np.float64]
+    grow: float = 0.0
+    hull: bool = False
+
+    def mirrored(self) -> Shape:
+        """The same shape on the other side of the face."""
+        return replace(self, weights=self.weights[:, MIRROR])
+
+    def outline(self, landmarks: Points) -> Points:
+        """Its corners in a face, ``[V, 2]``, before it grows."""
+        corners = self.weights @ landmarks
+        return convex_hull(corners) if self.hull else corners
+
+
+def polygon(*corners: int | Corner, grow: float = 0.0) -> Shape:
+    """A polygon with these corners."""
+    return Shape(np.stack([_corner(corner) for corner in corners]), grow)
+
+
+def hull(*corners: int | Corner, grow: float = 0.0) -> Shape:
+    """The convex hull of these corners."""
+    return replace(polygon(*corners, grow=grow), hull=True)
+
+
+def line(*corners: int | Corner, grow: float) -> Shape:
+    """A line through these corners, as wide as it grows to either side."""
+    return polygon(*corners, *corners[-2:0:-1], grow=grow)
+
+
+def ellipse(centre: Corner, along: int | Corner, across: int | Corner, grow: float = 0.0) -> Shape:
+    """An ellipse that touches the ends of two half axes, which need not stand at right angles."""
+    axes = np.stack([_corner(along) - centre, _corner(across) - centre])
+    return Shape(centre + _CIRCLE @ axes, grow)
+
+
+def draw(shapes: Sequence[Shape], landmarks: Points, size: tuple[int, int], scale: float) -> tuple[Mask, float]:
+    """The pixels whose centres lie in a union of shapes.
+
+    Args:
+        shapes: At least one.
+        landmarks: ``[68, 2]``.
+        size: ``(H, W)``.
+        scale: Pixels in a unit of the face, see :func:`~lightning_hnd.building.landmarks.unit`.
+
+    Returns:
+        ``[H, W]`` bool, and which share of the union lies inside of the picture.
+    """
+    outlines = [shape.outline(landmarks) for shape in shapes]
+    everything = np.concatenate(outlines)
+    margin = max(shape.grow for shape in shapes) * scale + 1
+    left, top = np.floor(everything.min(0) - margin).astype(int).tolist()
+    right, bottom = np.ceil(everything.max(0) + margin).astype(int).tolist()
+    x, y = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
+    inside = np.zeros((len(y), len(x)), np.bool_)
+    for shape, outline in zip(shapes, outlines, strict=True):
+        inside |= _within(outline, x, y)
+        if shape.grow > 0:
+            inside |= _near(outline, x, y, shape.grow * scale)
+    mask = np.zeros(size, np.bool_)
+    mine = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    mine[...] = inside[max(-top, 0) :, max(-left, 0) :][: mine.shape[0], : mine.shape[1]]
+    area = int(inside.sum())
+    return mask, int(mine.sum()) / area if area else 0.0
+
+
+def convex_hull(points: Points) -> Points:
+    """The corners of the convex hull of ``[N, 2]`` points, in order (Andrew's monotone chain)."""
+
+    def chain(ordered: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        kept: list[tuple[float, float]] = []
+        for x, y in ordered:
+            while len(kept) > 1 and (kept[-1][0] - kept[-2][0]) * (y - kept[-2][1]) <= (kept[-1][1] - kept[-2][1]) * (
+                x - kept[-2][0]
+            ):
+                kept.pop()
+            kept.append((x, y))
+        return kept[:-1]
+
+    ordered = sorted({(float(x), float(y)) for x, y in points})
+    return np.array(chain(ordered) + chain(ordered[::-1]) or ordered)
+
+
+def _corner(corner: int | Corner) -> Corner:
+    return mean(corner) if isinstance(corner, int) else corner
+
+
+def _next(outline: Points) -> Points:
+    return np.concatenate([outline[1:], outline[:1]])
+
+
+def _within(outline: Points, x: Line, y: Line) -> Mask:
+    """Which points of a grid lie in a polygon: it crosses their row an odd number of times to the left of them."""
+    ends = _next(outline)
+    crosses = (outline[:, 1] <= y[:, None]) != (ends[:, 1] <= y[:, None])
+    row, side = np.nonzero(crosses)
+    (from_x, from_y), (way_x, way_y) = outline[side].T, (ends - outline)[side].T
+    column = np.searchsorted(x, from_x + (y[row] - from_y) * way_x / way_y)
+    width = len(x) + 1
+    crossings = np.bincount(row * width + column, minlength=len(y) * width).reshape(len(y), width)
+    inside: Mask = crossings.cumsum(1)[:, :-1] % 2 == 1
+    return inside
+
+
+def _near(outline: Points, x: Line, y: Line, radius: float) -> Mask:
+    """Which points of a grid lie within a radius of the sides of a polygon."""
+    start, way = outline[:, :, None, None], (_next(outline) - outline)[:, :, None, None]
+    from_x, from_y = x - start[:, 0], y[:, None] - start[:, 1]
+    length = (way**2).sum(1)
+    share = (from_x * way[:, 0] + from_y * way[:, 1]) / np.where(length > 0, length, 1.0)
+    np.clip(share, 0.0, 1.0, out=share)
+    squared = (from_x - share * way[:, 0]) ** 2 + (from_y - share * way[:, 1]) ** 2
+    near: Mask = squared.min(0) <= radius**2
+    return near

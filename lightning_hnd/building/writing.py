@@ -1,0 +1,176 @@
+"""One face into a dictionary folder: its picture, the masks of its concepts, and its row of ``labels.csv``."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lightning_hnd.building.choosing import Role
+from lightning_hnd.building.faces import Face
+from lightning_hnd.building.geometry import areas
+from lightning_hnd.building.parts import Regions, true_areas
+from lightning_hnd.building.pictures import Opened, open_picture, read_file
+from lightning_hnd.building.shapes import Mask
+from lightning_hnd.building.skin import cheek_boxes, skin_tone, typology_angle
+from lightning_hnd.dictionary.layout import FOLDER_OF_KIND, GLOBAL_FOLDER
+
+_FOLDER_OF_CONCEPT = {"age": "Age", "gender": "Gender", "ethnicity": "Ethnicity"}
+_QUALITY = 95  # of JPEG, for pictures that cannot be copied as they are
+_ASPECT = 0.02
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written of a face.
+
+    Attributes:
+        image: The picture's path in the dictionary.
+        masks: The paths of its masks.
+        labels: Its row of ``labels.csv``, but for ``image``.
+        digest: Of the source's file.
+    """
+
+    image: str
+    masks: tuple[str, ...]
+    labels: Mapping[str, str]
+    digest: str
+
+
+def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written:
+    """Writes a face as what it is in the dictionary for.
+
+    A picture that any reader can read as it is, and that is no larger than wanted, is copied byte for byte; any other
+    one is turned upright, brought to RGB and size, and written as a JPEG of quality 95. Local images are named
+    ``original.png`` whatever they hold, as in the release.
+
+    Args:
+        root: The folder of the dictionary.
+        face: The face.
+        role: What it is for.
+        largest_side: Pixels that a side may have.
+
+    Raises:
+        ValueError: If picture or masks cannot be used; nothing is written then.
+    """
+    contents = read_file(face.picture)
+    opened = open_picture(contents, largest_side)
+    image = _fit(opened, largest_side)
+    size = (image.height, image.width)
+    copied = opened.plain and size == opened.size
+    masks: dict[str, Mask] = {}
+    if role[0] == "kind":
+        names = face.kinds[role[1]]
+        masks = concept_masks(face, opened.size, size, names)
+        folder = f"{FOLDER_OF_KIND[role[1]]}/{_slug(face)}"
+        path = f"{folder}/original.png"
+    else:
+        folder = f"{GLOBAL_FOLDER}/{_FOLDER_OF_CONCEPT.get(role[0], role[0])}/{role[1]}"
+        path = f"{folder}/{_slug(face)}{face.picture.suffix.lower() if copied else '.jpg'}"
+    labels = _labels(face, image, opened.size)
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / path).write_bytes(contents if copied else _encode(image, "JPEG", quality=_QUALITY, subsampling=0))
+    encoded: dict[int, bytes] = {}  # concepts of one area share its mask
+    for name, mask in masks.items():
+        if id(mask) not in encoded:
+            encoded[id(mask)] = _encode(Image.fromarray(mask.view(np.uint8) * np.uint8(255)), "PNG", compress_level=1)
+        (root / folder / f"{name}.png").write_bytes(encoded[id(mask)])
+    return Written(
+        path,
+        tuple(f"{folder}/{name}.png" for name in masks),
+        labels,
+        hashlib.blake2b(contents, digest_size=16).hexdigest(),
+    )
+
+
+def concept_masks(
+    face: Face, displayed: tuple[int, int], size: tuple[int, int], names: frozenset[str]
+) -> dict[str, Mask]:
+    """The masks of concepts in a face.
+
+    Args:
+        face: With landmarks, or true masks of parts.
+        displayed: ``(H, W)`` of its picture, to which its landmarks refer.
+        size: ``(H, W)`` of the masks.
+        names: Concepts.
+
+    Raises:
+        ValueError: If one of them is hidden, or outside of the picture.
+    """
+    landmarks = None
+    if face.landmarks is not None:
+        landmarks = face.landmarks.astype(np.float64) * (size[1] / displayed[1], size[0] / displayed[0])
+    if face.regions is not None:
+        masks, problem = true_areas(_scaled(face.regions(), size), landmarks, names)
+    elif landmarks is not None:
+        masks, problem = areas(landmarks, size, sorted(names))
+    else:
+        raise ValueError("it has neither landmarks nor masks of its parts")
+    if problem is not None:
+        raise ValueError(problem)
+    return masks
+
+
+def measured_angle(face: Face, image: Image.Image, displayed: tuple[int, int]) -> float | None:
+    """The individual typology angle of a face's cheeks: by landmarks, or where there are none by their usual place."""
+    picture = np.asarray(image)
+    if face.landmarks is None and face.regions is None:
+        return typology_angle(cheek_boxes(picture))
+    try:
+        cheeks = concept_masks(face, displayed, picture.shape[:2], frozenset(("left_cheek", "right_cheek")))
+    except ValueError:
+        return None
+    return typology_angle(picture[np.logical_or.reduce(list(cheeks.values()))])
+
+
+def _labels(face: Face, image: Image.Image, displayed: tuple[int, int]) -> dict[str, str]:
+    """All that is known of a face."""
+    known = {
+        "source": face.source,
+        "file": face.picture.relative_to(face.root).as_posix(),
+        "identity": face.identity or "",
+        **face.groups,
+        **face.labels,
+    }
+    if face.kinds:
+        known["masks"] = "true" if face.regions is not None else "5 landmarks" if face.coarse else "68 landmarks"
+    if "ita_degrees" not in known and (angle := measured_angle(face, image, displayed)) is not None:
+        known |= {"ita_degrees": f"{angle:.1f}", "skin_tone": face.groups.get("skin_tone") or skin_tone(angle) or ""}
+    return known
+
+
+def _fit(opened: Opened, largest_side: int) -> Image.Image:
+    scale = min(1.0, largest_side / max(opened.size))
+    height, width = (max(1, round(side * scale)) for side in opened.size)
+    if opened.image.size == (width, height):
+        return opened.image
+    resized: Image.Image = opened.image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized
+
+
+def _encode(image: Image.Image, format_: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format_, **options)
+    return file.getvalue()
+
+
+def _scaled(regions: Regions, size: tuple[int, int]) -> Regions:
+    """Masks at another size, by the pixel that holds each centre; the shape of the picture must be theirs."""
+    height, width = next(iter(regions.values())).shape
+    if abs(width / height / (size[1] / size[0]) - 1) > _ASPECT:
+        raise ValueError(f"its masks are {width} x {height}, which is not the shape of the picture")
+    rows, columns = ((np.arange(n) * 2 + 1) * of // (2 * n) for n, of in zip(size, (height, width), strict=True))
+    return {name: mask[rows[:, None], columns] for name, mask in regions.items()}
+
+
+def _slug(face: Face) -> str:
+    """A name for files that any system takes; a digest keeps apart what would become alike."""
+    whole = f"{face.source}-{face.name}"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", whole)[:100]
+    return plain if plain == whole else f"{plain}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"

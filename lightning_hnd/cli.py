@@ -1,0 +1,196 @@
+"""The command line: ``lightning-hnd dictionary build``, ``check`` and ``show``.
+
+Exit codes: 0, all is well; 1, the dictionary cannot be used or would make results wrong; 2, the command was not
+understood or cannot be carried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_hnd.building import SourceOptions
+
+FINE, FINDINGS, USAGE = 0, 1, 2
+"""Exit codes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Its words; None: those of the command line.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except (OSError, ValueError) as error:
+        print(f"lightning-hnd: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("lightning-hnd: interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightning-hnd", description="Hierarchical Network Dissection of face models")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    dictionary = commands.add_parser("dictionary", help="build, check and show Face Dictionaries")
+    actions = dictionary.add_subparsers(title="actions", required=True, metavar="ACTION")
+    _add_build(actions)
+    _add_check(actions)
+    _add_show(actions)
+    return parser
+
+
+_SOURCES = {
+    "celeba": "CelebA: img_align_celeba/, list_attr_celeba.txt, and landmarks_68.csv or CelebA's own five landmarks",
+    "celebamask_hq": "CelebAMask-HQ: CelebA-HQ-img/, CelebAMask-HQ-mask-anno/, CelebAMask-HQ-attribute-anno.txt",
+    "facesynthetics": "FaceSynthetics: 000000.png, 000000_seg.png, 000000_ldmks.txt, ...",
+    "fairface": "FairFace: fairface_label_train.csv, fairface_label_val.csv and the pictures that they name",
+    "utkface": "UTKFace: pictures named [age]_[gender]_[race]_[date].jpg",
+    "pictures": "any pictures, with labels.csv (attributes or action units) and landmarks_68.csv",
+}
+
+
+def _add_build(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    build = actions.add_parser(
+        "build",
+        help="make a dictionary of the data sets that you have",
+        epilog="SOURCE is the name of an option above, such as celeba; it may be left out where there is one source.",
+    )
+    build.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    sources = build.add_argument_group("sources")
+    for kind, text in _SOURCES.items():
+        option = f"--{kind.replace('_', '-')}"
+        sources.add_argument(option, dest=kind, type=Path, metavar="DIR", action="append", default=[], help=text)
+    for name, text in (
+        ("landmarks", "file of 68 landmarks: image, x0, y0, ... x67, y67"),
+        ("labels", "table of labels, where it is not in its usual place"),
+        ("license", "terms under which you have a source, for the datacard"),
+    ):
+        value = "TEXT" if name == "license" else "FILE"
+        sources.add_argument(f"--{name}", metavar=f"[SOURCE=]{value}", action="append", default=[], help=text)
+    sources.add_argument(
+        "--at-least", type=float, default=1.0, help="intensity from which an action unit counts as present (1)"
+    )
+    choice = build.add_argument_group("choice of images")
+    choice.add_argument("--per-concept", type=int, default=500, help="images with each concept, and without it (500)")
+    choice.add_argument("--per-group", type=int, default=500, help="images of each group (500)")
+    choice.add_argument(
+        "--held-out", type=float, default=0.0, metavar="SHARE", help="share of the people for OUT-held-out (0)"
+    )
+    choice.add_argument(
+        "--training-set", type=Path, metavar="PATH", help="folder or list of pictures; their people are left out"
+    )
+    choice.add_argument("--largest-side", type=int, default=512, help="pixels; larger pictures are made smaller (512)")
+    choice.add_argument("--seed", type=int, default=0, help="other seeds choose other images (0)")
+    build.set_defaults(run=_build)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from lightning_hnd.building import build_dictionary
+    from lightning_hnd.building.summary import summary_tables
+
+    built = build_dictionary(
+        args.out,
+        _sources(args),
+        per_concept=args.per_concept,
+        per_group=args.per_group,
+        held_out=args.held_out,
+        training_set=args.training_set,
+        largest_side=args.largest_side,
+        seed=args.seed,
+    )
+    console = Console()
+    for dictionary in built:
+        for table in summary_tables(dictionary):
+            console.print(table)
+    print(f"Look at it: lightning-hnd dictionary check {args.out}; lightning-hnd dictionary show {args.out}")
+    return FINE
+
+
+def _sources(args: argparse.Namespace) -> list[SourceOptions]:
+    """The sources that were named, with what was given for each."""
+    from lightning_hnd.building import SourceOptions
+
+    roots: dict[str, tuple[str, Path]] = {}
+    for kind in _SOURCES:
+        for i, root in enumerate(getattr(args, kind), start=1):
+            roots[kind if i == 1 else f"{kind}_{i}"] = (kind, root)
+    given: dict[str, dict[str, str]] = {name: {} for name in roots}
+    for what in ("landmarks", "labels", "license"):
+        for value in getattr(args, what):
+            name, equals, rest = value.partition("=")
+            if not equals and len(roots) == 1:
+                name, rest = next(iter(roots)), value
+            name = name.replace("-", "_")
+            if name not in given or not rest:
+                known = ", ".join(roots) or "none"
+                raise ValueError(f"--{what} {value!r} names no source; write SOURCE={value}. Sources are: {known}")
+            given[name][what] = rest
+    return [
+        SourceOptions(
+            kind,
+            root,
+            landmarks=Path(given[name]["landmarks"]) if "landmarks" in given[name] else None,
+            labels=Path(given[name]["labels"]) if "labels" in given[name] else None,
+            license=given[name].get("license"),
+            at_least=args.at_least,
+            name=name,
+        )
+        for name, (kind, root) in roots.items()
+    ]
+
+
+def _add_check(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = actions.add_parser(
+        "check",
+        help="find what is wrong with a dictionary, and say what it means for the results",
+        epilog="Exit codes: 0 nothing that makes results wrong; 1 something does; 2 the command cannot be carried out.",
+    )
+    check.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
+    check.add_argument("--json", action="store_true", help="print all findings as JSON, for programs")
+    check.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    import json  # not at the top, here and below: --help must not wait for what it does not need
+
+    from lightning_hnd.dictionary.check import check
+
+    examination = check(args.path)
+    if args.json:
+        print(json.dumps(examination.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        from lightning_hnd.report.findings import show_examination
+
+        show_examination(examination)
+    return FINE if examination.sound else FINDINGS
+
+
+def _add_show(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    show = actions.add_parser("show", help="write contact sheets of every concept and group, as PNG and one HTML page")
+    show.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
+    show.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the sheets to")
+    show.add_argument("--size", type=int, default=128, metavar="N", help="pixels along a side of each face (128)")
+    show.set_defaults(run=_show)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from lightning_hnd.dictionary import FaceDictionary
+    from lightning_hnd.report.pages import write_sheets
+
+    faces = FaceDictionary.from_folder(args.path, size=args.size)
+    print(f"{faces}\n{write_sheets(faces, args.out)}")
+    return FINE

@@ -1,0 +1,347 @@
+"""Dictionaries built from made-up data sets: what is chosen, matched, left out and written."""
+
+from __future__ import annotations
+
+import csv
+import filecmp
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sources import (
+    ATTRIBUTES,
+    LANDMARK_HEADER,
+    draw_face,
+    landmark_row,
+    landmarks_in,
+    make_celeba,
+    make_facesynthetics,
+    make_utkface,
+)
+
+from lightning_hnd import PAPER, FaceDictionary
+from lightning_hnd.building import SourceOptions, build_dictionary
+from lightning_hnd.building.matching import match_groups
+from lightning_hnd.building.skin import skin_tone, to_lab, typology_angle
+from lightning_hnd.cli import main
+from lightning_hnd.dictionary.confounds import cross_tables
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def files_of(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[SourceOptions]:
+    return [
+        SourceOptions("celeba", make_celeba(tmp_path / "celeba", faces=32)),
+        SourceOptions("facesynthetics", make_facesynthetics(tmp_path / "synthetic")),
+        SourceOptions("utkface", make_utkface(tmp_path / "utk"), license="research only"),
+    ]
+
+
+def build(tmp_path: Path, sources: list[SourceOptions], **options: object) -> FaceDictionary:
+    build_dictionary(tmp_path / "out", sources, progress=False, **options)  # type: ignore[arg-type]
+    return FaceDictionary.from_folder(tmp_path / "out", size=64)
+
+
+def test_what_is_built_is_what_the_sources_say(tmp_path: Path, sources: list[SourceOptions]) -> None:
+    faces = build(tmp_path, sources)
+    truth = {}
+    for line in (tmp_path / "celeba/list_attr_celeba.txt").read_text().splitlines()[2:]:
+        name, *values = line.split()
+        truth[name] = {a for a, v in zip(ATTRIBUTES, values, strict=True) if v == "1"}
+    attribute, part = (PAPER.kinds.index(kind) for kind in ("attribute", "part"))
+    labels = faces.labels
+    assert (faces.source == attribute).sum() > 10
+    for i in (faces.source == attribute).nonzero().flatten().tolist():
+        carried = {PAPER.local[c].name for c in faces.mask_concept[faces.mask_image == i].tolist()}
+        assert carried == truth[labels[i]["file"]] - {"Male", "Young"}
+        assert labels[i]["gender"] == ("Male" if "Male" in truth[labels[i]["file"]] else "Female")
+        assert labels[i]["Young"] == str(int("Young" in truth[labels[i]["file"]]))
+        original = tmp_path / "celeba/img_align_celeba" / labels[i]["file"]
+        assert filecmp.cmp(original, tmp_path / "out" / faces.names[i], shallow=False)  # nothing is compressed twice
+    for i in (faces.source == part).nonzero().flatten().tolist():
+        assert (faces.mask_image == i).sum() == 8
+    assert {labels[i]["masks"] for i in (faces.source == part).nonzero().flatten().tolist()} == {"true", "68 landmarks"}
+    for i, name in enumerate(faces.names):
+        if name.startswith("non_localizable/Age"):
+            years = int(labels[i]["years"])
+            group = PAPER.global_[0].groups[int(faces.group[i, 0])]
+            assert group == {10: "zero_to_twenty", 30: "twenty_to_forty", 50: "forty_to_sixty", 70: "sixty_plus"}[years]
+    used = Counter((row["source"], row["file"]) for row in labels)
+    assert max(used.values()) == 1  # no image twice
+    card = faces.datacard
+    assert card["seed"] == 0
+    assert card["images"] == len(faces) == sum(source["images"] for source in card["sources"])
+    assert [source["license"] for source in card["sources"]] == [None, None, "research only"]
+    assert card["concepts"] == {c.name: n for c, n in zip(PAPER.local, faces.images_per_concept, strict=True) if n}
+
+
+def test_true_masks_are_kept_and_sides_told_by_place(tmp_path: Path) -> None:
+    build(tmp_path, [SourceOptions("facesynthetics", make_facesynthetics(tmp_path / "synthetic"))])
+    folder = tmp_path / "out/parts/facesynthetics-000001"
+    ids = np.asarray(Image.open(tmp_path / "synthetic/000001_seg.png"))
+    for name, number in {
+        "nose": 2,
+        "right_eye": 3,
+        "left_eye": 4,
+        "right_brow": 5,
+        "left_brow": 6,
+        "mouth": 10,
+    }.items():
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / f"{name}.png")) > 0, ids == number)
+    assert not (np.asarray(Image.open(folder / "left_cheek.png")) > 0)[ids == 0].any()  # cheeks are skin
+
+
+def test_the_same_input_makes_the_same_files_and_a_seed_others(tmp_path: Path, sources: list[SourceOptions]) -> None:
+    options = {"per_concept": 4, "per_group": 4, "progress": False}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        build_dictionary(tmp_path / name, sources, seed=seed, **options)  # type: ignore[arg-type]
+    a, b, c = (tmp_path / name for name in "abc")
+    assert files_of(a) == files_of(b) != files_of(c)
+    assert all(filecmp.cmp(a / name, b / name, shallow=False) for name in files_of(a))
+
+
+def test_groups_are_matched_on_all_that_is_known(tmp_path: Path, sources: list[SourceOptions]) -> None:
+    faces = build(tmp_path, sources)
+    matched = faces.datacard["matched"]
+    for table in cross_tables(faces):
+        if table.label in matched.get(table.concept, {"on": ()})["on"]:
+            counts = table.counts[table.counts.sum(1) > 0]  # no face is indian
+            assert (counts == counts[0]).all(), (table.concept, table.label)
+    assert set(faces.datacard["matched"]["gender"]["on"]) >= {"age", "ethnicity"}
+
+
+def test_matching_gives_up_labels_only_when_it_must() -> None:
+    rng = np.random.default_rng(0)
+    group, order = np.arange(400) % 2, rng.permutation(400)
+    free = rng.integers(0, 3, 400)
+    matched = match_groups(group, {"free": free, "same": group}, per_group=40, order=order)
+    assert (matched.on, matched.not_on) == (("free",), ("same",))
+    for g in (0, 1):
+        assert np.bincount(free[matched.index[matched.group == g]]).tolist() == [14, 13, 13]
+    assert len(match_groups(group, {"same": group}, per_group=40, order=order, always=("same",)).index) == 0
+    assert len(match_groups(np.zeros(9, np.int64), {}, per_group=3, order=np.arange(9)).index) == 0
+
+
+def test_held_out_people_are_in_no_other_dictionary(tmp_path: Path) -> None:
+    root = make_celeba(tmp_path / "celeba", faces=60)
+    who = {f"{i + 1:06d}.jpg": str(i // 3) for i in range(60)}
+    (root / "identity_CelebA.txt").write_text("".join(f"{name} {person}\n" for name, person in who.items()))
+    source = SourceOptions("celeba", root)
+    built = build_dictionary(tmp_path / "out", [source], held_out=0.3, progress=False)
+    people = [{row["identity"] for row in rows_of(b.path / "non_localizable/labels.csv")} for b in built]
+    assert all(people)
+    assert not people[0] & people[1]
+    assert [b.path.name for b in built] == ["out", "out-held-out"]
+    assert [b.datacard["held_out"] for b in built] == [False, True]
+
+
+@pytest.mark.parametrize("form", ["partition", "list", "folder"])
+def test_nobody_of_the_training_set_is_in_it(tmp_path: Path, form: str) -> None:
+    root = make_celeba(tmp_path / "celeba", faces=30)
+    (root / "identity_CelebA.txt").write_text("".join(f"{i + 1:06d}.jpg {i // 3}\n" for i in range(30)))
+    train = [f"{i + 1:06d}.jpg" for i in (0, 10, 20)]
+    given = tmp_path / "train"
+    if form == "partition":
+        given.write_text("".join(f"{i + 1:06d}.jpg {0 if i in (0, 10, 20) else 2}\n" for i in range(30)))
+    elif form == "list":
+        given.write_text("\n".join(train))
+    else:
+        given.mkdir()
+        for name in train:
+            (given / name).write_bytes(b"anything")
+    built = build_dictionary(tmp_path / "out", [SourceOptions("celeba", root)], training_set=given, progress=False)
+    people = {row["identity"] for row in rows_of(tmp_path / "out/non_localizable/labels.csv")}
+    assert people == {str(i) for i in range(10)} - {"0", "3", "6"}
+    assert "3 pictures and 3 people left out" in built[0].findings[""][0]
+
+
+def test_five_landmarks_do_where_there_are_no_more(tmp_path: Path) -> None:
+    root = make_celeba(tmp_path / "celeba")
+    (root / "landmarks_68.csv").unlink()
+    lines = [
+        "12",
+        "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y",
+    ]
+    for i in range(12):
+        p = landmarks_in((109, 89), i)
+        five = np.concatenate([p[36:42].mean(0), p[42:48].mean(0), p[30], p[48], p[54]])
+        lines.append(f"{i + 1:06d}.jpg  " + "  ".join(f"{v:.0f}" for v in five))
+    (root / "list_landmarks_align_celeba.txt").write_text("\n".join(lines))
+    built = build_dictionary(tmp_path / "out", [SourceOptions("celeba", root)], progress=False)
+    assert any("masks are coarse" in finding for finding in built[0].findings["celeba"])
+    assert {row["masks"] for row in rows_of(tmp_path / "out/non_localizable/labels.csv") if row["masks"]} == {
+        "5 landmarks"
+    }
+
+
+def test_celebamask_hq_as_it_is_released(tmp_path: Path) -> None:
+    """Parts as single files by thousands, attributes of true masks, and the tie to CelebA."""
+    synthetic = make_facesynthetics(tmp_path / "synthetic")
+    root = tmp_path / "hq"
+    (root / "CelebA-HQ-img").mkdir(parents=True)
+    numbers = {"nose": 2, "l_eye": 3, "r_eye": 4, "l_brow": 5, "r_brow": 6, "u_lip": 10, "skin": 1, "eye_g": 7}
+    for i in range(3):
+        Image.open(synthetic / f"{i:06d}.png").resize((256, 256)).save(root / f"CelebA-HQ-img/{i}.jpg")
+        ids = np.array(Image.open(synthetic / f"{i:06d}_seg.png"))
+        ids[50:60, 40:90] = 7
+        folder = root / f"CelebAMask-HQ-mask-anno/{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, number in numbers.items():
+            mask = Image.fromarray(((ids == number) * 255).astype(np.uint8))
+            mask.convert("RGB" if i else "L").save(folder / f"{i:05d}_{name}.png")
+    table = "3\nEyeglasses Smiling Double_Chin\n" + "".join(f"{i}.jpg  1 1 1\n" for i in range(3))
+    (root / "CelebAMask-HQ-attribute-anno.txt").write_text(table)
+    (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text(
+        "idx  orig_idx  orig_file\n" + "".join(f"{i} {i} {i + 1:06d}.jpg\n" for i in range(3))
+    )
+    celeba = SourceOptions("celeba", make_celeba(tmp_path / "celeba"))
+    built = build_dictionary(
+        tmp_path / "out", [SourceOptions("celebamask_hq", root), celeba], progress=False, per_concept=2
+    )
+    findings = built[0].findings[""]
+    assert findings == ("picture of CelebA left out: CelebAMask-HQ has it with true masks (3 times)",)
+    folders = list((tmp_path / "out/attributes").glob("celebamask_hq-*"))
+    assert folders
+    ids = np.zeros((256, 256), bool)
+    ids[100:120, 80:180] = True
+    np.testing.assert_array_equal(np.asarray(Image.open(folders[0] / "Eyeglasses.png")) > 0, ids)
+    assert (np.asarray(Image.open(folders[0] / "Double_Chin.png")) > 0).any()  # by a mean face over the masks
+
+
+def test_action_units_of_any_folder_of_pictures(tmp_path: Path) -> None:
+    root = tmp_path / "faces"
+    root.mkdir()
+    labels, landmarks = ["frame;subject;AU01;AU 12;AU26_r"], [LANDMARK_HEADER]
+    for i, values in enumerate([(0, 3, 1), (2, 0, 0), (9, 0, 4), (0, 0, 5), (0, 1, 1)]):
+        draw_face((100, 100), i).save(root / f"größe {i}.png")
+        labels.append(";".join([f"größe {i}.png", f"S{i // 2}", *map(str, values)]))
+        landmarks.append(landmark_row(f"größe {i}.png", landmarks_in((100, 100), i)))
+    (root / "labels.csv").write_text("\n".join(labels), encoding="utf-8")
+    (root / "landmarks_68.csv").write_text("\n".join(landmarks), encoding="utf-8")
+    built = build_dictionary(tmp_path / "out", [SourceOptions("pictures", root, at_least=2)], progress=False)
+    carried = {}
+    for row in rows_of(tmp_path / "out/Action_Units.csv"):
+        carried[row["image"]] = {Path(mask).stem for mask in row["labels"].split(";") if mask}
+    truth = [{"AU_12"}, {"AU_1"}, {"AU_26"}, set()]  # 9 says that nobody looked: absence is a label, so it is left out
+    found = sorted(carried.items())
+    assert [sorted(v) for _, v in found] == sorted(map(sorted, truth), key=str) or len(found) == 4
+    assert sorted(map(sorted, carried.values())) == sorted(map(sorted, truth))
+    said = " ".join(built[0].findings["pictures"])
+    assert "says nothing of AU_2, AU_4" in said
+    assert "AU_1 is unknown" in said
+    assert len(FaceDictionary.from_folder(tmp_path / "out", size=32)) == 5  # the left-out one still serves for parts
+
+
+def test_fairface_with_the_dates_that_spreadsheets_make(tmp_path: Path) -> None:
+    root = tmp_path / "fairface"
+    (root / "train").mkdir(parents=True)
+    people = [
+        ("9-Mar", "Male", "White"),
+        ("20-29", "Female", "East Asian"),
+        ("more than 70", "Male", "Latino_Hispanic"),
+        ("Oct-19", "Female", "Black"),
+        ("50-59", "Female", "Indian"),
+        ("soon", "Male", "White"),
+    ]
+    lines = ["file,age,gender,race,service_test"]
+    for i, person in enumerate(people):
+        draw_face((64, 64), i).save(root / f"train/{i}.jpg")
+        lines.append(f"train/{i}.jpg," + ",".join(person) + ",True")
+    (root / "fairface_label_train.csv").write_text("\n".join(lines))
+    built = build_dictionary(tmp_path / "out", [SourceOptions("fairface", root)], progress=False)
+    rows = rows_of(tmp_path / "out/non_localizable/labels.csv")
+    by_file = {row["file"]: row for row in rows}
+    assert any("age is none of FairFace's" in finding for finding in built[0].findings["fairface"])
+    for i, (group, ethnicity) in {0: ("zero_to_twenty", "white"), 1: ("twenty_to_forty", "asian")}.items():
+        if row := by_file.get(f"train/{i}.jpg"):
+            assert (row["age"], row["ethnicity"]) == (group, ethnicity)
+    assert by_file
+
+
+# ------------------------------------------------------------------------------------------------------------- skin
+
+
+def test_lab_of_known_colours() -> None:
+    """CIE L*a*b* of sRGB's corners under D65, as in Bruce Lindbloom's tables."""
+    truth = {
+        (255, 0, 0): (53.24, 80.09, 67.20),
+        (0, 255, 0): (87.73, -86.18, 83.18),
+        (0, 0, 255): (32.30, 79.19, -107.86),
+        (119, 119, 119): (50.03, 0.0, 0.0),
+        (0, 0, 0): (0.0, 0.0, 0.0),
+    }
+    for rgb, lab in truth.items():
+        np.testing.assert_allclose(to_lab(np.array(rgb, np.uint8)), lab, atol=0.02)
+
+
+def test_the_typology_angle() -> None:
+    light, dark = np.array([[236, 200, 180]] * 40, np.uint8), np.array([[90, 60, 45]] * 40, np.uint8)
+    for colour, group in ((light, "bright"), (dark, "dark")):
+        lightness, _, yellow = to_lab(colour[0])
+        angle = typology_angle(colour)
+        assert angle == pytest.approx(np.degrees(np.arctan((lightness - 50) / yellow)))
+        assert skin_tone(angle) == group
+    assert [skin_tone(a) for a in (41.1, 41.0, 10.1, 10.0, None)] == ["bright", None, None, "dark", None]
+    mixed = np.concatenate([light, np.zeros((4, 3), np.uint8), np.full((4, 3), 255, np.uint8)])  # shadow and highlight
+    assert typology_angle(mixed) == pytest.approx(typology_angle(light))
+    assert typology_angle(light[:15]) is None
+    assert typology_angle(np.array([[80, 90, 200]] * 40, np.uint8)) is None
+
+
+# ---------------------------------------------------------------------------------------------------- command, errors
+
+
+def test_the_command_builds_and_says_what_is_in_it(tmp_path: Path, sources: list[SourceOptions], capsys) -> None:
+    out = str(tmp_path / "out")
+    words = ["dictionary", "build", out, "--utkface", str(sources[2].root), "--license", "research only"]
+    assert main([*words, "--per-group", "3"]) == 0
+    said = capsys.readouterr().out
+    card = json.loads(Path(out, "datacard.json").read_text())
+    assert f"zero_to_twenty {card['groups']['age']['zero_to_twenty']}" in said
+    assert 1 < card["groups"]["gender"]["Male"] <= 3
+    assert "matched on" in said
+    assert card["sources"][0]["license"] == "research only"
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["dictionary", "build", out + "2", "--celeba", "/nowhere"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+    assert main([*words[:2], out + "3", *words[3:5], "--landmarks", "celba=x.csv"]) == 2
+    assert "names no source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"per_concept": 0}, "per_concept must be at least 1, got 0"),
+        ({"held_out": 1.0}, "held_out is a share"),
+        ({"largest_side": 8}, "largest_side must be at least 32"),
+        ({"training_set": "/nowhere"}, "no training set /nowhere"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path: Path, options: dict[str, object], says: str) -> None:
+    source = SourceOptions("utkface", make_utkface(tmp_path / "utk", faces=4))
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        build_dictionary(tmp_path / "out", [source], progress=False, **options)  # type: ignore[arg-type]
+    assert files_of(tmp_path) == files_of(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_left_behind_when_a_build_fails(tmp_path: Path, sources: list[SourceOptions], monkeypatch) -> None:
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_hnd.building.build.write_datacard", fail)
+    with pytest.raises(KeyboardInterrupt):
+        build_dictionary(tmp_path / "out", sources, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["celeba", "synthetic", "utk"]
