@@ -6,8 +6,8 @@ Run: ``python benchmarks/validity/judge.py --real path/to/visual_dictionary`` (w
 activations of networks with fresh weights (correlated, textured, with all that photographs bring along), and signals.
 What is planted and the kinds of impostors are in ``plants.py``, the settings in ``exams.py``. Printed per rule, with
 exact binomial intervals (95 %): the share of detectors whose concept, and whose region, is named right, and of each
-kind of impostor the share that is called a detector of what it is accused of. Then the same with every rule's bar moved to
-where 5 % of all impostors are called detectors: how many concepts are named right at an equal price.
+kind of impostor the share that is called a detector of what it is accused of. Then the same with every rule's bar moved
+to where 5 % of all impostors are called detectors: how many concepts are named right at an equal price.
 """
 
 from __future__ import annotations
