@@ -68,7 +68,7 @@ class Setting(NamedTuple):
     cells: int = 16
     correlation: float = 0.3
     aligned: bool = True
-    layer: int = 3
+    layer: int = 2
 
 
 RENDERED: dict[str, Setting] = {
@@ -85,13 +85,23 @@ RENDERED: dict[str, Setting] = {
 }
 REAL: dict[str, Setting] = {
     "base": Setting(images=1500),
-    "signal 1": Setting(signal=1.0, images=1500),
-    "signal 4": Setting(signal=4.0, images=1500),
+    "signal 1": Setting(images=1500, signal=1.0),
+    "signal 4": Setting(images=1500, signal=4.0),
     "500 images": Setting(images=500),
-    "8 x 8": Setting(images=1500, cells=8),
-    "conv.5, 32 x 32": Setting(images=1500, cells=32, layer=2),
+    "conv.7, 8 x 8": Setting(images=1500, cells=8, layer=3),
+    "conv.3, 32 x 32": Setting(images=1500, cells=32, layer=1),
 }
-MODERATE = ("base", "2000 images", "28 x 28", "8 x 8", "confounds 0.6", "not aligned", "conv.5, 32 x 32", "500 images")
+MODERATE = (
+    "base",
+    "500 images",
+    "2000 images",
+    "8 x 8",
+    "28 x 28",
+    "confounds 0.6",
+    "not aligned",
+    "conv.7, 8 x 8",
+    "conv.3, 32 x 32",
+)
 """Settings in which the signal is moderate and what is asked can be told from the labels."""
 
 
@@ -141,19 +151,22 @@ def network(seed: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def activations(net: nn.Sequential, faces: FaceDictionary, layer: int, cells: int) -> Tensor:
-    """What comes out of a network's convolution after rectification: ``[N, U, cells, cells]`` float16."""
-    out = []
+def activations(net: nn.Sequential, faces: FaceDictionary) -> dict[str, Tensor]:
+    """What comes out of the last three convolutions after rectification: ``[N, U, h, w]`` float16 by their number."""
+    out: dict[str, list[Tensor]] = {"1": [], "2": [], "3": []}
     for batch in faces.batches(32):
-        maps = net[: 2 * layer + 2](batch.images)
-        out.append(functional.adaptive_avg_pool2d(maps, cells).half())
-    return torch.cat(out)
+        maps = batch.images
+        for i in range(len(WIDTHS)):
+            maps = net[2 * i : 2 * i + 2](maps)
+            if i:
+                out[str(i)].append(maps.half())
+    return {layer: torch.cat(parts) for layer, parts in out.items()}
 
 
 class RealHalf:
     """Exams on photographs: activations of networks with fresh weights, and signals.
 
-    Networks are run once for each layer and kept in ``cache``.
+    Networks are run once and kept in ``cache``.
 
     Args:
         path: The dictionary.
@@ -169,7 +182,7 @@ class RealHalf:
     def truth(self) -> Truth:
         """The faces, the same in every exam; what is made up is, too."""
         if not self._truth:
-            self._truth[0] = real(self._path, 0)
+            self._truth[0] = real(self._path, 0, size=128)
         return self._truth[0]
 
     def exam(self, name: str, seed: int, each: int) -> Exam:
@@ -196,8 +209,8 @@ class RealHalf:
         return Exam("real", name, seed, truth.faces, planted.clamp_(min=0), fresh, tuple(plants))
 
     def _maps(self, seed: int, setting: Setting) -> Tensor:
-        file = self._cache / f"fresh-{seed}-{setting.layer}-{setting.cells}.pt"
+        file = self._cache / f"fresh-{seed}.pt"
         if not file.is_file():
-            torch.save(activations(network(seed), self.truth().faces, setting.layer, setting.cells), file)
-        kept: Tensor = torch.load(file, weights_only=True, mmap=True)
-        return kept
+            torch.save(activations(network(seed), self.truth().faces), file)
+        kept: dict[str, Tensor] = torch.load(file, weights_only=True, mmap=True)
+        return kept[str(setting.layer)]

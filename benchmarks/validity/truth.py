@@ -172,7 +172,7 @@ def _framed(faces: RenderedFaces, seed: int) -> RenderedFaces:
 # ---------------------------------------------------------------------------------------------------------- real faces
 
 
-def real(path: Path, seed: int, size: int = 256) -> Truth:
+def real(path: Path, seed: int, size: int) -> Truth:
     """A Face Dictionary of photographs, its bright and dark faces chosen so that age goes along with skin tone.
 
     What is not labelled is made up: a face outside the attributes' source has each of them as often as those inside,
