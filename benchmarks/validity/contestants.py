@@ -12,7 +12,9 @@ from torch import Tensor
 
 from lightning_hnd import README, RELEASED, Dissection, DissectionMetric, LayerDissection, Rule
 from lightning_hnd.concepts import PAPER
+from lightning_hnd.evidence import Evidence
 from lightning_hnd.functional.affinity import combine_affinity, mid_ranks
+from lightning_hnd.functional.defence import defend, learnt_null
 from lightning_hnd.functional.pairing import pair_concepts
 
 LEVEL = 0.05
@@ -143,8 +145,34 @@ def _first(ranked_by: Tensor, named: Tensor) -> Tensor:
     return torch.where(named.any(1), best, -1)
 
 
+def above_chance(exam: Exam) -> Verdict:
+    """Ours: associated, placed and learnt. The evidence is the weaker z-value, where fresh weights are exceeded."""
+    evidence, live = _evidence(exam, exam.maps)
+    fresh = _fresh(_Same(exam))
+    found = defend(evidence, live, fresh, LEVEL)
+    agreement = torch.nan_to_num(evidence["agreement"], nan=-1.0)
+    weaker = torch.fmin(evidence["associated_z"], evidence["placed_z"])
+    beyond = (found.learnt == 1) & ~(evidence["associated_z"].isnan() & evidence["associated_auc"].isfinite())
+    score = torch.where(beyond, torch.nan_to_num(weaker, nan=-torch.inf), -torch.inf)
+    return Verdict(score, found.paired, _first(agreement, found.paired), found.groups)
+
+
+@lru_cache(maxsize=1)
+def _fresh(exam: _Same) -> dict[str, Tensor]:
+    return learnt_null([_evidence(exam.it, maps) for maps in exam.it.fresh])
+
+
+def _evidence(exam: Exam, maps: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    evidence = Evidence(exam.faces)
+    for some, batch in exam.batches(maps):
+        evidence.update(some, batch)
+    values = maps.flatten(2)
+    return evidence.compute(), values.amax(2).amax(0) > values.amin(2).amin(0)
+
+
 CONTESTANTS: dict[str, Contestant] = {
     "released": by_area(RELEASED),
     "readme": by_area(README),
     "rank only": by_rank,
+    "above_chance": above_chance,
 }

@@ -76,7 +76,6 @@ RENDERED: dict[str, Setting] = {
     "signal 1": Setting(signal=1.0),
     "signal 4": Setting(signal=4.0),
     "500 images": Setting(images=500),
-    "2000 images": Setting(images=2000),
     "8 x 8": Setting(cells=8),
     "28 x 28": Setting(cells=28),
     "confounds 0.6": Setting(correlation=0.6),
@@ -94,7 +93,6 @@ REAL: dict[str, Setting] = {
 MODERATE = (
     "base",
     "500 images",
-    "2000 images",
     "8 x 8",
     "28 x 28",
     "confounds 0.6",
@@ -126,7 +124,7 @@ def rendered_exam(name: str, seed: int, each: int) -> Exam:
 
 @lru_cache(maxsize=3)
 def _rendered(correlation: float, seed: int, aligned: bool) -> Truth:
-    return rendered(2000, correlation, seed, aligned=aligned)
+    return rendered(1000, correlation, seed, aligned=aligned)
 
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
