@@ -72,7 +72,7 @@ def partial_rank_test(response: Tensor, label: Tensor, others: Tensor) -> RankTe
         >>> response = torch.stack([torch.arange(40.0), torch.arange(40.0) + 100 * smiling], dim=1)
         >>> test = partial_rank_test(response, smiling, torch.zeros(40, 0, dtype=torch.bool))
         >>> [round(z, 1) for z in test.z.tolist()], [round(auc, 2) for auc in test.auc.tolist()]
-        ([-0.2, 5.5], [0.47, 1.0])
+        ([-0.3, 5.5], [0.47, 1.0])
     """
     n, inside = len(label), int(label.sum())
     undecided = response.new_full((response.shape[1],), torch.nan, dtype=torch.float64)
@@ -208,7 +208,7 @@ def exceedance(observed: Tensor, null: Tensor) -> Tensor:
     """
     ordered = null.double().sort().values
     below = torch.searchsorted(ordered, torch.nan_to_num(observed.double(), nan=-torch.inf))
-    return (1.0 + len(null) - below) / (1.0 + len(null))
+    return (1 + len(null) - below).double() / (1 + len(null))
 
 
 def simes(p: Tensor) -> Tensor:
