@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +19,9 @@ MODES = 8
 
 GRID = 16
 """Cells of maps on a side; larger maps are averaged down to it."""
+
+TOP = 0.05
+"""Share of a map's cells, its largest, whose mean is a unit's response to a face as a whole."""
 
 _CHUNK = 64  # masks that are spread out at a time
 _AGES = (20.0, 40.0, 60.0)
@@ -94,6 +98,7 @@ class Evidence:
     def __init__(self, faces: FaceDictionary) -> None:
         self._faces = faces
         self._places: Places | None = None
+        self._cells = (0, 0)
         self._sums = torch.zeros(0)  # [4, C, U, K]: a, a^2, a l, and in the first of K the agreement
         self._responses: dict[int, list[Tensor]] = {kind: [] for kind in range(len(faces.ontology.kinds))}
         self._images: dict[int, list[Tensor]] = {kind: [] for kind in range(len(faces.ontology.kinds))}
@@ -108,13 +113,14 @@ class Evidence:
             batch: Their images, of the dictionary.
         """
         shown = (batch.group >= 0).any(1)
-        self._peaks.append(maps[shown].flatten(2).amax(2).float())
+        cells = maps[shown].flatten(2).float()
+        self._peaks.append(cells.topk(max(1, round(TOP * cells.shape[2])), dim=2, sorted=False).values.mean(2))
         self._shown.append(batch.index[shown].cpu())
         local = batch.source >= 0
         if not bool(local.any()):
             return
         height, width = maps.shape[2:]
-        cells = (min(height, GRID), min(width, GRID))
+        cells = self._cells = (min(height, GRID), min(width, GRID))
         if self._places is None:
             self._places = Places.of(self._faces, cells)
             self._sums = torch.zeros(4, len(self._faces.ontology.local), maps.shape[1], MODES, dtype=torch.float64)
@@ -150,6 +156,21 @@ class Evidence:
             found[3, :, 0] = agreement.sum(0)
             self._sums[:, c] += found.cpu()
 
+    def state(self) -> dict[str, Any]:
+        """What has been gathered: plain data, to be joined with that of other processes."""
+        return {name: value for name, value in vars(self).items() if name not in ("_faces", "_places")}
+
+    def join(self, states: Sequence[dict[str, Any]]) -> None:
+        """Takes what several processes have gathered, this one among them, in place of its own."""
+        for kind in self._responses:
+            self._responses[kind] = [part for state in states for part in state["_responses"][kind]]
+            self._images[kind] = [part for state in states for part in state["_images"][kind]]
+        self._peaks = [part for state in states for part in state["_peaks"]]
+        self._shown = [part for state in states for part in state["_shown"]]
+        sums = [state["_sums"] for state in states if len(state["_sums"])]
+        if sums:
+            self._sums, self._cells = torch.stack(sums).sum(0), max(state["_cells"] for state in states)
+
     def compute(self) -> dict[str, Tensor]:
         """The test statistics.
 
@@ -165,10 +186,10 @@ class Evidence:
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
             - ``group_z``, ``group_effect``, ``group_auc [U, G]``:
-              :func:`~lightning_hnd.functional.significance.stratified_rank_test` of the peaks, over the images of the
-              global concept, in strata of what else is known of them
+              :func:`~lightning_hnd.functional.significance.stratified_rank_test` of the mean of a map's largest cells,
+              over the images of the global concept, in strata of what else is known of them
         """
-        peaks, shown = torch.cat(self._peaks), torch.cat(self._shown)
+        peaks, shown = torch.cat([part.cpu() for part in self._peaks]), torch.cat(self._shown)
         units, concepts = peaks.shape[1], len(self._faces.ontology.local)
         result = {
             name: torch.full((units, concepts), torch.nan, dtype=torch.float64)
@@ -181,9 +202,10 @@ class Evidence:
                 "agreement",
             )
         }
-        if self._places is not None:
+        if len(self._sums):
+            places = self._places or Places.of(self._faces, self._cells)
             count = torch.tensor(self._faces.images_per_concept).double()[:, None].expand(-1, units)
-            weight = self._places.weight.double()[:, None].expand(-1, units, -1)
+            weight = places.weight.double()[:, None].expand(-1, units, -1)
             sum_, square, product = self._sums[:3]
             z, effect = exchanged_masks_test(sum_, square, product, count, weight)
             result["placed_z"], result["placed_effect"] = z.T, effect.T
@@ -200,7 +222,7 @@ class Evidence:
                 continue
             concepts = [c for c, k in enumerate(ontology.concept_kind) if k == kind]
             labels = carried[torch.cat(self._images[kind])][:, concepts]
-            response = torch.cat(parts).cpu()
+            response = torch.cat([part.cpu() for part in parts])
             for i, c in enumerate(concepts):
                 others = torch.cat([labels[:, :i], labels[:, i + 1 :]], dim=1)
                 test = partial_rank_test(response[:, :, i], labels[:, i], others)
@@ -222,7 +244,7 @@ def _groups(faces: FaceDictionary, peaks: Tensor, shown: Tensor) -> dict[str, Te
     for k, concept in enumerate(ontology.global_):
         rows = group[:, k] >= 0
         stratum = strata(faces, concept.name, shown[rows])
-        tests.append(stratified_rank_test(peaks[rows].cpu(), group[rows, k], len(concept.groups), stratum))
+        tests.append(stratified_rank_test(peaks[rows], group[rows, k], len(concept.groups), stratum))
     empty = torch.zeros(peaks.shape[1], 0, dtype=torch.float64)
     return {
         f"group_{name}": torch.cat([empty, *(getattr(test, name) for test in tests)], dim=1)

@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from lightning_hnd.activations import Grid, last_spatial, record, remark, resolve_layers, trace, unit_maps
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
+from lightning_hnd.evidence import Evidence
+from lightning_hnd.fresh import fresh_null
 from lightning_hnd.metric import DissectionMetric
 from lightning_hnd.processes import Processes
 from lightning_hnd.rules import README, Rule
@@ -23,6 +25,8 @@ BUDGET = 2**30
 """Bytes that the maps kept for counting may take, if nobody says otherwise."""
 
 ALONE = Processes()
+
+_FIRST = "Dissecting"  # of the passes
 
 ForwardFn = Callable[[Any, Tensor], Any]
 """From the model and images ``[B, channels, H, W]`` to anything: one forward pass."""
@@ -41,6 +45,8 @@ def dissect(
     batch_size: int = 64,
     progress: bool = False,
     budget: int = BUDGET,
+    fresh_seeds: Sequence[int] = (),
+    factory: Callable[[], nn.Module] | None = None,
 ) -> Dissection:
     """Dissects layers of a model: pairs their units with the concepts of a Face Dictionary.
 
@@ -61,9 +67,13 @@ def dissect(
         progress: Whether to show a progress bar.
         budget: Bytes that may be taken, on the device of the model, by maps in which units may fire. One forward pass
             suffices while they fit; layers for which they do not are counted in a second one, with the same result.
+        fresh_seeds: Of networks with fresh weights to compare with, for what is *learnt*; each costs a forward pass.
+            See :func:`~lightning_hnd.fresh.fresh_null`. None are asked by default.
+        factory: Makes such a network, where ``reset_parameters`` throughout the model is not it.
 
     Returns:
-        The dissection.
+        The dissection under the rule of these settings; ``dissection.with_rule(ABOVE_CHANCE)`` says which pairings
+        stand up to chance.
 
     Raises:
         ValueError: If a layer does not exist, does not run or gives no maps, activations are not finite, or a
@@ -99,6 +109,19 @@ def dissect(
         progress=progress,
         budget=budget,
     )
+    if fresh_seeds:
+        null = fresh_null(
+            model,
+            dictionary,
+            names,
+            factory=factory,
+            seeds=fresh_seeds,
+            grid=grid,
+            forward_fn=forward_fn,
+            batch_size=batch_size,
+        )
+        for name, of_layer in null.items():
+            statistics[name] |= {f"fresh_{key}": value for key, value in of_layer.items()}
     return Dissection.from_statistics(statistics, dictionary.ontology, rule, describe(dictionary))
 
 
@@ -143,6 +166,7 @@ def measure(
     counting = torch.device("cpu") if device.type == "mps" else device  # thresholds need float64, which MPS lacks
     options: dict[str, Any] = {"num_local": dictionary.num_local, "sync_on_compute": processes.size > 1}
     metrics = {name: DissectionMetric(dictionary.ontology, quantile, **options).to(counting) for name in layers}
+    evidence = {name: Evidence(dictionary) for name in layers}
     batch_size = processes.batch_size(batch_size, len(dictionary))
 
     def show(title: str, names: Sequence[str]) -> None:
@@ -157,14 +181,17 @@ def measure(
                 labels = batch.to(counting)
                 for name in names:
                     maps = unit_maps(name, outputs, len(batch.index), grid)
+                    maps = maps.to(counting)
                     try:
-                        metrics[name].update(maps.to(counting), labels)
+                        metrics[name].update(maps, labels)
                     except ValueError as error:
                         raise ValueError(f"layer {name!r}: {error}") from error
+                    if title == _FIRST:
+                        evidence[name].update(maps, labels)
                 _keep_within(budget, metrics.values())
 
     with undisturbed(model):
-        show("Dissecting", layers)
+        show(_FIRST, layers)
         flags = processes.any([metric.needs_second_pass for metric in metrics.values()])
         again = [name for name, flag in zip(metrics, flags, strict=True) if flag]
         if again:
@@ -184,6 +211,9 @@ def measure(
         for name, metric in metrics.items():
             with processes.together("gathering the counts"):
                 statistics[name] = metric.compute()
+            if processes.size > 1:
+                evidence[name].join(processes.gather(evidence[name].state()))
+            statistics[name] |= {key: value.to(counting) for key, value in evidence[name].compute().items()}
         return statistics
 
 

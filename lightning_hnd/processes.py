@@ -40,7 +40,7 @@ class Processes:
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """Which of the flags is set in any process."""
-        return [any(column) for column in zip(*self._gather(list(flags)), strict=True)]
+        return [any(column) for column in zip(*self.gather(list(flags)), strict=True)]
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:
@@ -59,12 +59,13 @@ class Processes:
             error = raised
             raise
         finally:
-            failures = self._gather(None if error is None else f"{type(error).__name__}: {error}")
+            failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
             failed = [rank for rank, failure in enumerate(failures) if failure is not None]
             if error is None and failed:
                 raise RuntimeError(f"{what} failed in process {failed[0]}: {failures[failed[0]]}")
 
-    def _gather(self, value: _T) -> list[_T]:
+    def gather(self, value: _T) -> list[_T]:
+        """What each process has, by rank: a collective call."""
         if self.size == 1:
             return [value]
         gathered: list[_T] = [value] * self.size

@@ -1,0 +1,95 @@
+"""The rule above_chance, from a model to keys: what pairings survive, and that the other rules read as before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_dictionary
+from test_evidence import squares
+from torch import nn
+
+from lightning_hnd import ABOVE_CHANCE, PAPER, README, Dissection, DissectionMetric, Rule, dissect
+from lightning_hnd.report import scalars
+
+
+class Drawn(nn.Module):
+    """Its first unit sees the picture's square where the face smiles, its second one the square always."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(2, 2, 2, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(
+            torch.stack([(images[:, 0] > 0.6).float(), (images[:, 0] > 0.2).float()], dim=1) + 1e-3 * images
+        )
+
+
+@pytest.fixture(scope="module")
+def dissection() -> Dissection:
+    faces, _, smiling = squares(images=200, cells=16)
+    _, inside, _ = squares(images=200, cells=16)
+    noise = torch.rand(200, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.5
+    pictures = noise + inside * (0.2 + 0.2 * smiling[:, None, None])
+    faces = type(faces)(**{**vars(faces), "pictures": (pictures[:, None] * 255).to(torch.uint8)})
+    model = Drawn()
+    with torch.no_grad():
+        model.layer.weight.copy_(torch.eye(2)[:, :, None, None].expand(2, 2, 2, 2) / 4)
+        model.layer.bias.zero_()
+    return dissect(model, faces, layers="layer", fresh_seeds=(1, 2, 3, 4, 5, 6, 7, 8))
+
+
+def test_a_pairing_carries_what_it_survived(dissection: Dissection) -> None:
+    layer = dissection.with_rule(ABOVE_CHANCE)["layer"]
+    detector, place = layer.units
+    assert [c.name for c in detector.concepts if c.associated and c.placed] == ["Smiling"] or detector.concepts == ()
+    assert layer.defence.associated[:, PAPER.concept_index("Smiling")].tolist() == [1, 0]
+    assert layer.defence.placed[:, PAPER.concept_index("Smiling")].tolist() == [1, 1]
+    assert place.concepts == ()
+    assert place.region is None
+
+
+def test_without_fresh_networks_learnt_is_unknown() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
+    found = dissect(model, random_dictionary(images=60), layers="1").with_rule(ABOVE_CHANCE)
+    assert found["1"].defence.learnt.eq(-1).all()
+    assert all(c.learnt is None for unit in found["1"].units for c in unit.concepts)
+
+
+def test_the_other_rules_read_as_from_the_metric_alone(dissection: Dissection) -> None:
+    faces = random_dictionary(images=60)
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU()).eval()
+    found = dissect(model, faces, layers="1")
+    metric = DissectionMetric(faces.ontology, num_local=faces.num_local)
+    for batch in faces.batches():
+        metric.update(model(batch.images), batch)
+    plain = Dissection.from_statistics({"1": metric.compute()}, faces.ontology, README, found.info)
+    assert scalars(found) == scalars(plain)
+    with pytest.raises(ValueError, match="without evidence of chance; dissect it again"):
+        plain.with_rule(ABOVE_CHANCE)["1"].units  # noqa: B018
+    there_and_back = found.with_rule(ABOVE_CHANCE).with_rule(README)
+    assert there_and_back == found
+
+
+def test_scalars_say_the_rule_and_answer_each_question(dissection: Dissection) -> None:
+    values = scalars(dissection.with_rule(ABOVE_CHANCE))
+    assert values["hnd/layer/above_chance/associated_units"] == 1
+    assert values["hnd/layer/above_chance/placed_units"] == 2
+    assert {key.rsplit("/", 1)[0] for key in scalars(dissection) if "units" in key} == {"hnd/layer/readme"}
+
+
+def test_file_keeps_the_evidence(dissection: Dissection, tmp_path: Path) -> None:
+    dissection.with_rule(ABOVE_CHANCE).save(tmp_path / "a.hnd")
+    again = Dissection.load(tmp_path / "a.hnd")
+    assert again == dissection.with_rule(ABOVE_CHANCE)
+    assert again.rule.name == "above_chance"
+    assert np.isfinite(again["layer"].statistics["fresh_best_concept"]).any()
+
+
+def test_names_of_rules_with_other_settings() -> None:
+    assert Rule(quantile=0.05, iou_threshold=0.0, level=0.1).name == "above_chance-q0.05-fdr0.1"
+    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        Rule(level=1.0)
