@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +26,9 @@ from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, m
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
-from lightning_hnd.report.keys import keys, prefix
+from lightning_hnd.report.keys import QUESTIONS, keys, prefix
 from lightning_hnd.report.loggers import log_dir, write
-from lightning_hnd.rules import README, Rule
+from lightning_hnd.rules import ABOVE_CHANCE, README, Rule
 from lightning_hnd.undisturbed import device_of, unlogged
 
 
@@ -59,7 +60,10 @@ class HNDCallback(Callback):
                                 HNDCallback of the Trainer is ``hnd/seconds-2``
     ==========================  =========================================================================
 
-    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. To TensorBoard,
+    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. The same scalars are logged
+    under ``above_chance``: of pairings that stand up to chance, whatever their IoU, and there also
+    ``associated_units``, ``placed_units`` and ``learnt_units`` (see ``docs/above-chance.md``; no network with fresh
+    weights is asked during training, so that the last is 0). To TensorBoard,
     W&B and MLflow go also a table of the strongest assignments, the histogram of concepts and the faces that
     the strongest units fire on. Each dissection of a fit is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``,
     the baseline as ``start-step=<step>.hnd``: see :class:`~lightning_hnd.Dissection` and
@@ -236,7 +240,20 @@ class HNDCallback(Callback):
         if self.dictionary is None:
             return []
         ontology = self.dictionary.ontology
-        return [f"{prefix(name, self.rule.name)}/{key}" for name in self._names for key in keys(ontology)]
+        return [
+            f"{prefix(name, rule.name)}/{key}"
+            for name in self._names
+            for rule in (self.rule, self._above_chance)
+            for key in (*keys(ontology), *(QUESTIONS if rule.level is not None else ()))
+        ]
+
+    @property
+    def _above_chance(self) -> Rule:
+        """The rule whose scalars are logged beside those of ``self.rule``."""
+        return replace(ABOVE_CHANCE, quantile=self.rule.quantile)
+
+    def _scalars(self, dissection: Dissection) -> dict[str, float]:
+        return {**scalars(dissection), **scalars(dissection.with_rule(self._above_chance))}
 
     # --------------------------------------------------------------------------------------------------- dissecting
 
@@ -274,7 +291,7 @@ class HNDCallback(Callback):
             found = None  # what one process lacks no process has
         values = dict.fromkeys(self._keys(), math.nan)
         if found is not None:
-            self.latest, values = found, scalars(found)
+            self.latest, values = found, self._scalars(found)
             self._publish(trainer, found, moment.capitalize())
         values[self._seconds_key(trainer)] = time.monotonic() - began
         for key, value in values.items():
@@ -288,7 +305,7 @@ class HNDCallback(Callback):
             return
         began = time.monotonic()
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
-        self._baseline_scalars = scalars(self.baseline)
+        self._baseline_scalars = self._scalars(self.baseline)
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
         self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})")
         values = {**self._baseline_scalars, self._seconds_key(trainer): time.monotonic() - began}

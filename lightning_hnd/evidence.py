@@ -20,9 +20,6 @@ MODES = 8
 GRID = 16
 """Cells of maps on a side; larger maps are averaged down to it."""
 
-TOP = 0.05
-"""Share of a map's cells, its largest, whose mean is a unit's response to a face as a whole."""
-
 _CHUNK = 64  # masks that are spread out at a time
 _AGES = (20.0, 40.0, 60.0)
 _BINS = 4  # for labels that are numbers, and of which no groups are known
@@ -113,8 +110,7 @@ class Evidence:
             batch: Their images, of the dictionary.
         """
         shown = (batch.group >= 0).any(1)
-        cells = maps[shown].flatten(2).float()
-        self._peaks.append(cells.topk(max(1, round(TOP * cells.shape[2])), dim=2, sorted=False).values.mean(2))
+        self._peaks.append(maps[shown].flatten(2).amax(2).float())
         self._shown.append(batch.index[shown].cpu())
         local = batch.source >= 0
         if not bool(local.any()):
@@ -186,8 +182,8 @@ class Evidence:
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
             - ``group_z``, ``group_effect``, ``group_auc [U, G]``:
-              :func:`~lightning_hnd.functional.significance.stratified_rank_test` of the mean of a map's largest cells,
-              over the images of the global concept, in strata of what else is known of them
+              :func:`~lightning_hnd.functional.significance.stratified_rank_test` of the peaks, over the images of
+              the global concept, in strata of what else is known of them
         """
         peaks, shown = torch.cat([part.cpu() for part in self._peaks]), torch.cat(self._shown)
         units, concepts = peaks.shape[1], len(self._faces.ontology.local)

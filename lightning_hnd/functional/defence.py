@@ -61,16 +61,24 @@ def defend(
     has_absence = evidence["associated_auc"].isfinite()
     pair = torch.where(tests_presence, torch.maximum(p_associated, p_placed), p_placed)
     pair = torch.where(has_absence & ~tests_presence, 1.0, pair)  # cannot be told from another concept
-    paired = units_then_concepts(pair, live, level)
-    associated = _verdict(units_then_concepts(p_associated, live, level), tests_presence)
-    placed = _verdict(units_then_concepts(p_placed, live, level), placed_z.isfinite())
-    groups = units_then_concepts(upper_tail(evidence["group_z"]), live, level)
+    paired = _select(pair, placed_z, live, level)
+    associated = _verdict(_select(p_associated, associated_z, live, level), tests_presence)
+    placed = _verdict(_select(p_placed, placed_z, live, level), placed_z.isfinite())
+    groups = _select(upper_tail(evidence["group_z"]), evidence["group_z"], live, level)
     learnt = torch.full_like(placed, -1)
     if fresh is not None:
         concepts_beyond, groups_beyond = beyond_fresh(evidence, live, fresh, level)
         learnt = _verdict(concepts_beyond, placed_z.isfinite())
         paired, groups = paired & concepts_beyond, groups & groups_beyond
     return Defence(paired, associated, placed, learnt, groups)
+
+
+def _select(p: Tensor, z: Tensor, live: Tensor, level: float) -> Tensor:
+    """:func:`units_then_concepts` among the questions that apply to any unit."""
+    asked = z.isfinite().any(0)
+    passed = torch.zeros_like(p, dtype=torch.bool)
+    passed[:, asked] = units_then_concepts(p[:, asked], live, level)
+    return passed
 
 
 def _verdict(passed: Tensor, applies: Tensor) -> Tensor:
