@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
 from lightning_hnd.report.keys import QUESTIONS, keys, prefix
 from lightning_hnd.report.loggers import log_dir, write
-from lightning_hnd.rules import ABOVE_CHANCE, README, Rule
+from lightning_hnd.rules import README, Rule
 from lightning_hnd.undisturbed import device_of, unlogged
 
 
@@ -60,10 +59,7 @@ class HNDCallback(Callback):
                                 HNDCallback of the Trainer is ``hnd/seconds-2``
     ==========================  =========================================================================
 
-    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. The same scalars are logged
-    under ``above_chance``: of pairings that stand up to chance, whatever their IoU, and there also
-    ``associated_units``, ``placed_units`` and ``learnt_units`` (see ``docs/above-chance.md``; no network with fresh
-    weights is asked during training, so that the last is 0). To TensorBoard,
+    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. To TensorBoard,
     W&B and MLflow go also a table of the strongest assignments, the histogram of concepts and the faces that
     the strongest units fire on. Each dissection of a fit is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``,
     the baseline as ``start-step=<step>.hnd``: see :class:`~lightning_hnd.Dissection` and
@@ -87,6 +83,10 @@ class HNDCallback(Callback):
         quantile: Fraction of a unit's activations that exceed its threshold.
         iou_threshold: The bar that a local unit's best IoU must exceed.
         firing_only: Whether only images in which a unit fires count in its IoU, as in the released code.
+        level: With 0.05 pairings are those that stand up to chance at that false discovery rate, whatever their IoU;
+            keys begin with ``hnd/<layer>/above_chance/``. Beside the others there are ``associated_units``,
+            ``placed_units`` and ``learnt_units``, of which the last is 0, since no fresh network is asked. See
+            ``docs/above-chance.md``. A second HNDCallback may log ``readme`` beside it.
         size: Height and width of the dictionary's images, or one number for both. None: those of
             ``example_input_array``, or of the first batch.
         mean: Subtracted from the dictionary's images in 0..1, 0.5 by default: what the model is trained with.
@@ -122,6 +122,7 @@ class HNDCallback(Callback):
         quantile: float = README.quantile,
         iou_threshold: float = README.iou_threshold,
         firing_only: bool = README.firing_only,
+        level: float | None = README.level,
         size: int | tuple[int, int] | None = None,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -131,7 +132,7 @@ class HNDCallback(Callback):
         budget: int = BUDGET,
         max_images: int | None = None,
     ) -> None:
-        self.rule = Rule(quantile, iou_threshold, firing_only)
+        self.rule = Rule(quantile, iou_threshold, firing_only, level)
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -240,20 +241,8 @@ class HNDCallback(Callback):
         if self.dictionary is None:
             return []
         ontology = self.dictionary.ontology
-        return [
-            f"{prefix(name, rule.name)}/{key}"
-            for name in self._names
-            for rule in (self.rule, self._above_chance)
-            for key in (*keys(ontology), *(QUESTIONS if rule.level is not None else ()))
-        ]
-
-    @property
-    def _above_chance(self) -> Rule:
-        """The rule whose scalars are logged beside those of ``self.rule``."""
-        return replace(ABOVE_CHANCE, quantile=self.rule.quantile)
-
-    def _scalars(self, dissection: Dissection) -> dict[str, float]:
-        return {**scalars(dissection), **scalars(dissection.with_rule(self._above_chance))}
+        every = (*keys(ontology), *(QUESTIONS if self.rule.level is not None else ()))
+        return [f"{prefix(name, self.rule.name)}/{key}" for name in self._names for key in every]
 
     # --------------------------------------------------------------------------------------------------- dissecting
 
@@ -291,7 +280,7 @@ class HNDCallback(Callback):
             found = None  # what one process lacks no process has
         values = dict.fromkeys(self._keys(), math.nan)
         if found is not None:
-            self.latest, values = found, self._scalars(found)
+            self.latest, values = found, scalars(found)
             self._publish(trainer, found, moment.capitalize())
         values[self._seconds_key(trainer)] = time.monotonic() - began
         for key, value in values.items():
@@ -305,7 +294,7 @@ class HNDCallback(Callback):
             return
         began = time.monotonic()
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
-        self._baseline_scalars = self._scalars(self.baseline)
+        self._baseline_scalars = scalars(self.baseline)
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
         self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})")
         values = {**self._baseline_scalars, self._seconds_key(trainer): time.monotonic() - began}

@@ -52,11 +52,12 @@ class Rule:
     @property
     def name(self) -> str:
         """``above_chance``, ``readme`` or ``released`` for the settings of that name, else the settings spelled out."""
-        for name, rule in (("above_chance", ABOVE_CHANCE), ("readme", README), ("released", RELEASED)):
+        if self.level is not None:  # the others decide nothing then, and the quantile only what IoU is reported
+            usual = (self.quantile, self.level) == (ABOVE_CHANCE.quantile, ABOVE_CHANCE.level)
+            return "above_chance" if usual else f"above_chance-q{self.quantile!r}-fdr{self.level!r}"
+        for name, rule in (("readme", README), ("released", RELEASED)):
             if self == rule:
                 return name
-        if self.level is not None:
-            return f"above_chance-q{self.quantile!r}-fdr{self.level!r}"
         kind = "firing" if self.firing_only else "labelled"
         return f"{kind}-q{self.quantile!r}-iou{self.iou_threshold!r}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -169,7 +171,7 @@ def test_strata_are_alike_in_the_other_labels() -> None:
     labels = [
         {"age": a, "gender": g, "skin_tone": "bright"} for a, g in [("8", "Male"), ("19", "Male"), ("30", "Male")]
     ]
-    faces = FaceDictionary(**{**vars(faces), "labels": tuple(labels * 8)})
+    faces = replace(faces, labels=tuple(labels * 8))
     stratum = strata(faces, "skin_tone", torch.arange(3))
     assert stratum[0] == stratum[1] != stratum[2]
     assert strata(faces, "age", torch.arange(3)).unique().numel() == 1
