@@ -7,9 +7,11 @@ from lightning_hnd.dissection import ConceptPairing, Dissection, GroupPairing, L
 from lightning_hnd.metric import DissectionMetric
 from lightning_hnd.pipeline import dissect
 from lightning_hnd.rendering import RenderedFaces
-from lightning_hnd.rules import README, RELEASED, Rule
+from lightning_hnd.rotation import RotationTest, rotation_test
+from lightning_hnd.rules import ABOVE_CHANCE, README, RELEASED, Rule
 
 __all__ = [
+    "ABOVE_CHANCE",
     "PAPER",
     "README",
     "RELEASED",
@@ -25,7 +27,9 @@ __all__ = [
     "LayerDissection",
     "Ontology",
     "RenderedFaces",
+    "RotationTest",
     "Rule",
     "Unit",
     "dissect",
+    "rotation_test",
 ]

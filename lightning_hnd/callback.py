@@ -26,7 +26,7 @@ from lightning_hnd.processes import ALONE
 from lightning_hnd.report import scalars
 from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
-from lightning_hnd.report.keys import keys, prefix
+from lightning_hnd.report.keys import QUESTIONS, keys, prefix
 from lightning_hnd.report.loggers import log_dir, write
 from lightning_hnd.rules import README, Rule
 from lightning_hnd.strategies import processes_of
@@ -91,6 +91,10 @@ class HNDCallback(Callback):
         quantile: Fraction of a unit's activations that exceed its threshold.
         iou_threshold: The bar that a local unit's best IoU must exceed.
         firing_only: Whether only images in which a unit fires count in its IoU, as in the released code.
+        level: With 0.05 pairings are those that stand up to chance at that false discovery rate, whatever their IoU;
+            keys begin with ``hnd/<layer>/above_chance/``. Beside the others there are ``associated_units`` and
+            ``placed_units``; networks with fresh weights are not asked during training. See
+            ``docs/above-chance.md``. A second HNDCallback may log ``readme`` beside it.
         size: Height and width of the dictionary's images, or one number for both. None: those of
             ``example_input_array``, or of the first batch.
         mean: Subtracted from the dictionary's images in 0..1, 0.5 by default: what the model is trained with.
@@ -126,6 +130,7 @@ class HNDCallback(Callback):
         quantile: float = README.quantile,
         iou_threshold: float = README.iou_threshold,
         firing_only: bool = README.firing_only,
+        level: float | None = README.level,
         size: int | tuple[int, int] | None = None,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -135,7 +140,7 @@ class HNDCallback(Callback):
         budget: int = BUDGET,
         max_images: int | None = None,
     ) -> None:
-        self.rule = Rule(quantile, iou_threshold, firing_only)
+        self.rule = Rule(quantile, iou_threshold, firing_only, level)
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -252,7 +257,8 @@ class HNDCallback(Callback):
         if self.dictionary is None:
             return []
         ontology = self.dictionary.ontology
-        return [f"{prefix(name, self.rule.name)}/{key}" for name in self._names for key in keys(ontology)]
+        every = (*keys(ontology), *(QUESTIONS if self.rule.level is not None else ()))
+        return [f"{prefix(name, self.rule.name)}/{key}" for name in self._names for key in every]
 
     # --------------------------------------------------------------------------------------------------- dissecting
 
@@ -361,6 +367,7 @@ class HNDCallback(Callback):
                 budget=self._budget,
                 progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
                 processes=self._processes,
+                evidence=self.rule.level is not None,
                 **forward,
             )
 

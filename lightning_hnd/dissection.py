@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.functional import pair_concepts, pair_groups
-from lightning_hnd.functional.affinity import combine_affinity
+from lightning_hnd.functional.affinity import affinity_within, combine_affinity
+from lightning_hnd.functional.defence import LEVEL, Defence, defend
 from lightning_hnd.rules import Rule
 from lightning_hnd.whole_files import whole_file
 
@@ -30,12 +31,21 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ConceptPairing:
-    """A local concept that a unit is paired with: its probability within the unit's region, and their IoU."""
+    """A local concept that a unit is paired with: its probability within the unit's region, and their IoU.
+
+    Under :data:`~lightning_hnd.ABOVE_CHANCE` also what the pairing survived, True or False, None where the question
+    does not apply or was not asked: ``associated``, ``placed``, ``learnt``; and ``agreement``, the mean correlation
+    between map and mask.
+    """
 
     name: str
     kind: str
     probability: float
     iou: float
+    associated: bool | None = None
+    placed: bool | None = None
+    learnt: bool | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,12 +122,37 @@ class LayerDissection:
         return self.statistics["iou_firing" if self.rule.firing_only else "iou_labelled"]
 
     @cached_property
+    def defence(self) -> Defence:
+        """What each pairing survives at the rule's level, 5 % for rules without one.
+
+        Raises:
+            ValueError: If the statistics hold no evidence.
+        """
+        if "placed_z" not in self.statistics:
+            raise ValueError(f"layer {self.name!r} was measured without evidence of chance: dissect it with level=0.05")
+        numbers = {name: torch.tensor(value) for name, value in self.statistics.items() if value.dtype.kind == "f"}
+        fresh = {name.removeprefix("fresh_"): value for name, value in numbers.items() if name.startswith("fresh_")}
+        return defend(numbers, torch.tensor(~self.dead), fresh or None, self.rule.level or LEVEL)
+
+    @cached_property
     def _affinity(self) -> tuple[Array, Array]:
+        if self.rule.level is not None:
+            return self._defended_affinity()
         region, probability = combine_affinity(
             torch.tensor(self.statistics["response"]),
             torch.tensor(self.iou),
             torch.tensor(self.ontology.concept_region),
             iou_threshold=self.rule.iou_threshold,
+        )
+        return _frozen(region.numpy()), _frozen(probability.numpy())
+
+    def _defended_affinity(self) -> tuple[Array, Array]:
+        """A unit's region is that of the paired concept whose masks its maps agree with most."""
+        concept_region, paired = torch.tensor(self.ontology.concept_region), self.defence.paired
+        agreement = torch.where(paired, torch.tensor(self.statistics["agreement"]), -torch.inf)
+        region = torch.where(paired.any(1), concept_region[agreement.argmax(1)], -1)
+        probability = affinity_within(
+            region, torch.tensor(self.statistics["response"]), torch.tensor(self.iou), concept_region
         )
         return _frozen(region.numpy()), _frozen(probability.numpy())
 
@@ -139,12 +174,16 @@ class LayerDissection:
     @cached_property
     def paired_concepts(self) -> Array:
         """``[U, C]`` bool: :func:`~lightning_hnd.functional.pair_concepts`."""
+        if self.rule.level is not None:
+            return _frozen(self.defence.paired.numpy())
         region, images = torch.tensor(self.ontology.concept_region), self.statistics["images_per_concept"]
         return _frozen(pair_concepts(torch.tensor(self.probability), region, torch.tensor(images)).numpy())
 
     @cached_property
     def paired_groups(self) -> Array:
         """``[U, G]`` bool: :func:`~lightning_hnd.functional.pair_groups`, concept by concept."""
+        if self.rule.level is not None:
+            return _frozen(self.defence.groups.numpy())
         offsets = self.ontology.group_offsets
         probability, images = torch.tensor(self.group_probability), torch.tensor(self.statistics["images_per_group"])
         paired = [
@@ -182,7 +221,9 @@ class LayerDissection:
 
     def _unit(self, u: int) -> Unit:
         local = self.ontology.local
-        concepts = sorted(np.flatnonzero(self.paired_concepts[u]), key=lambda c: (-self.probability[u, c], c))
+        paired = np.flatnonzero(self.paired_concepts[u])
+        ranked_by = self.probability if self.rule.level is None else self.statistics["agreement"]
+        concepts = sorted(paired, key=lambda c: (-ranked_by[u, c], c))
         groups = [(c.name, g) for c in self.ontology.global_ for g in c.groups]
         return Unit(
             index=u,
@@ -190,7 +231,13 @@ class LayerDissection:
             threshold=float(self.statistics["threshold"][u]),
             region=self.ontology.regions[self.region[u]] if self.region[u] >= 0 else None,
             concepts=tuple(
-                ConceptPairing(local[c].name, local[c].kind, float(self.probability[u, c]), float(self.iou[u, c]))
+                ConceptPairing(
+                    local[c].name,
+                    local[c].kind,
+                    float(self.probability[u, c]),
+                    float(self.iou[u, c]),
+                    *self._survived(u, int(c)),
+                )
                 for c in concepts
             ),
             groups=tuple(
@@ -199,6 +246,13 @@ class LayerDissection:
             ),
         )
 
+    def _survived(self, u: int, c: int) -> tuple[Any, ...]:
+        if self.rule.level is None:
+            return ()
+        verdicts = (self.defence.associated, self.defence.placed, self.defence.learnt)
+        survived = [None if int(verdict[u, c]) < 0 else bool(verdict[u, c]) for verdict in verdicts]
+        return (*survived, float(self.statistics["agreement"][u, c]))
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerDissection):
             return NotImplemented
@@ -206,7 +260,8 @@ class LayerDissection:
             (self.name, self.ontology, self.rule) == (other.name, other.ontology, other.rule)
             and self.statistics.keys() == other.statistics.keys()
             and all(
-                a.dtype == other.statistics[name].dtype and np.array_equal(a, other.statistics[name])
+                a.dtype == other.statistics[name].dtype
+                and np.array_equal(a, other.statistics[name], equal_nan=a.dtype.kind == "f")
                 for name, a in self.statistics.items()
             )
         )
@@ -306,7 +361,8 @@ class Dissection:
         """The same measurement under another rule, without the model.
 
         Raises:
-            ValueError: If the rule has another quantile: thresholds would have to be measured again.
+            ValueError: If the rule has another quantile: thresholds would have to be measured again. If it has a
+                level and this was measured without one.
         """
         if rule.quantile != self.rule.quantile:
             raise ValueError(
@@ -314,7 +370,11 @@ class Dissection:
                 "dissect again with it"
             )
         arrays = {name: layer.statistics for name, layer in self.layers.items()}
-        return self._build(arrays, self.ontology, rule, self.info)
+        dissection = self._build(arrays, self.ontology, rule, self.info)
+        if rule.level is not None:
+            for layer in dissection:
+                _ = layer.defence  # raises now rather than later
+        return dissection
 
     def __getitem__(self, layer: str) -> LayerDissection:
         if layer not in self.layers:

@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 from lightning_hnd.activations import Grid, last_spatial, record, remark, resolve_layers, trace, unit_maps
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import Dissection
+from lightning_hnd.evidence import Evidence
+from lightning_hnd.fresh import fresh_null
 from lightning_hnd.metric import DissectionMetric
 from lightning_hnd.processes import ALONE, Processes
 from lightning_hnd.rules import README, Rule
@@ -37,11 +39,14 @@ def dissect(
     quantile: float = README.quantile,
     iou_threshold: float = README.iou_threshold,
     firing_only: bool = README.firing_only,
+    level: float | None = README.level,
     grid: Grid | None = None,
     forward_fn: ForwardFn | None = None,
     batch_size: int = 64,
     progress: bool = False,
     budget: int = BUDGET,
+    fresh_seeds: Sequence[int] = (),
+    factory: Callable[[], nn.Module] | None = None,
 ) -> Dissection:
     """Dissects layers of a model: pairs their units with the concepts of a Face Dictionary.
 
@@ -56,12 +61,17 @@ def dissect(
         quantile: Fraction of a unit's activations that exceed its threshold.
         iou_threshold: The bar that a local unit's best IoU must exceed.
         firing_only: See :class:`~lightning_hnd.Rule`.
+        level: With 0.05 pairings are those that stand up to chance at that false discovery rate, whatever their IoU:
+            the rule ``above_chance``. It takes more time and memory: see ``docs/above-chance.md``.
         grid: ``(rows, columns)`` of token sequences, for vision transformers.
         forward_fn: How to run the model on images, where ``model(images)`` is not it.
         batch_size: Images in a batch.
         progress: Whether to show a progress bar.
         budget: Bytes that may be taken, on the device of the model, by maps in which units may fire. One forward pass
             suffices while they fit; layers for which they do not are counted in a second one, with the same result.
+        fresh_seeds: Of networks with fresh weights to compare with, for what is *learnt*; each costs a forward pass.
+            See :func:`~lightning_hnd.fresh.fresh_null`. None are asked by default; only ``above_chance`` asks.
+        factory: Makes such a network, where ``reset_parameters`` throughout the model is not it.
 
     Returns:
         The dissection.
@@ -81,7 +91,9 @@ def dissect(
         >>> len(dissection["1"].units)
         5
     """
-    rule = Rule(quantile, iou_threshold, firing_only)
+    rule = Rule(quantile, iou_threshold, firing_only, level)
+    if fresh_seeds and level is None:
+        raise ValueError("fresh_seeds are compared with under a level only; give level=0.05 as well")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if budget < 0:
@@ -99,7 +111,21 @@ def dissect(
         batch_size=batch_size,
         progress=progress,
         budget=budget,
+        evidence=level is not None,
     )
+    if fresh_seeds:
+        null = fresh_null(
+            model,
+            dictionary,
+            names,
+            factory=factory,
+            seeds=fresh_seeds,
+            grid=grid,
+            forward_fn=forward_fn,
+            batch_size=batch_size,
+        )
+        for name, of_layer in null.items():
+            statistics[name] |= {f"fresh_{key}": value for key, value in of_layer.items()}
     return Dissection.from_statistics(statistics, dictionary.ontology, rule, describe(dictionary))
 
 
@@ -122,6 +148,7 @@ def measure(
     budget: int = BUDGET,
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     processes: Processes = ALONE,
+    evidence: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
     """Runs the dictionary through the model, once or twice, and returns the statistics of each layer.
 
@@ -137,17 +164,20 @@ def measure(
         budget: As in :func:`dissect`.
         context: What to run the forward pass in (mixed precision). Counting is outside it.
         processes: Those that share the dictionary, batch by batch. All get the same result.
+        evidence: Whether to gather what a rule with a level needs.
 
     Returns:
-        For each layer what :meth:`DissectionMetric.compute` returns.
+        For each layer what :meth:`DissectionMetric.compute` returns and, if asked for,
+        :meth:`~lightning_hnd.evidence.Evidence.compute`.
     """
     device = device_of(model)
     counting = torch.device("cpu") if device.type == "mps" else device  # thresholds need float64, which MPS lacks
     options: dict[str, Any] = {"num_local": dictionary.num_local, "sync_on_compute": processes.size > 1}
     metrics = {name: DissectionMetric(dictionary.ontology, quantile, **options).to(counting) for name in layers}
+    found = {name: Evidence(dictionary) for name in layers} if evidence else {}
     batch_size = processes.batch_size(batch_size, len(dictionary))
 
-    def show(title: str, names: Sequence[str]) -> None:
+    def show(title: str, names: Sequence[str], found: Mapping[str, Evidence]) -> None:
         """One pass of the dictionary through the model, for the metrics of some layers."""
         shown = dictionary.batches(batch_size, shard=processes.rank, num_shards=processes.size)
         rounds = range(0, len(dictionary), processes.size * batch_size)
@@ -162,21 +192,23 @@ def measure(
                         forward(model, images.to(device), forward_fn)
                 with processes.together(SHOWING):
                     if batch is not None:
-                        take_in(batch, outputs, names)
+                        take_in(batch, {name: outputs[name] for name in names}, found)
 
-    def take_in(batch: DictionaryBatch, outputs: Mapping[str, list[Any]], names: Sequence[str]) -> None:
+    def take_in(batch: DictionaryBatch, outputs: Mapping[str, list[Any]], found: Mapping[str, Evidence]) -> None:
         labels = batch.to(counting)
-        for name in names:
-            maps = unit_maps(name, outputs, len(batch.index), grid)
+        for name in outputs:
+            maps = unit_maps(name, outputs, len(batch.index), grid).to(counting)
             try:
-                metrics[name].update(maps.to(counting), labels)
+                metrics[name].update(maps, labels)
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: {error}") from error
+            if name in found:
+                found[name].update(maps, labels)
         _keep_within(budget, metrics.values())
 
     with undisturbed(model):
         processes.share_buffers(model)
-        show("Dissecting", layers)
+        show("Dissecting", layers, found)
         flags = processes.any([metric.needs_second_pass for metric in metrics.values()])
         again = [name for name, flag in zip(metrics, flags, strict=True) if flag]
         if again and processes.rank == 0:
@@ -192,11 +224,16 @@ def measure(
             with processes.together("counting"):
                 metric.fix_thresholds()
         if again:
-            show("Counting", again)
+            show("Counting", again, {})
         statistics = {}
         for name, metric in metrics.items():
             with processes.together("gathering the counts"):
                 statistics[name] = metric.compute()
+        for name, gathered in found.items():
+            with processes.together("gathering the evidence"):
+                if processes.size > 1:
+                    gathered.join(processes.gather(gathered.state()))
+                statistics[name] |= {key: value.to(counting) for key, value in gathered.compute().items()}
         return statistics
 
 

@@ -45,7 +45,7 @@ class Processes:
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """Which of the flags is set in any process."""
-        return [any(column) for column in zip(*self._gather(list(flags)), strict=True)]
+        return [any(column) for column in zip(*self.gather(list(flags)), strict=True)]
 
     def first(self, value: _T) -> _T:
         """The value that the first process has, in all of them."""
@@ -61,7 +61,7 @@ class Processes:
         Raises:
             ValueError: If the value differs between processes.
         """
-        values = self._gather(value)
+        values = self.gather(value)
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise ValueError(f"the processes have different {what}: process 0 {values[0]}, process {rank} {other}")
@@ -98,7 +98,7 @@ class Processes:
             error = raised
             raise
         finally:
-            failures = self._gather(None if error is None else (_kind(error), f"{type(error).__name__}: {error}"))
+            failures = self.gather(None if error is None else (_kind(error), f"{type(error).__name__}: {error}"))
             if error is None:
                 for rank, failure in enumerate(failures):
                     if failure is not None:
@@ -113,7 +113,8 @@ class Processes:
         """
         return contextlib.nullcontext() if self.split else self.together(what)
 
-    def _gather(self, value: _T) -> list[_T]:
+    def gather(self, value: _T) -> list[_T]:
+        """What each process has, by rank: a collective call."""
         if self.size == 1:
             return [value]
         gathered: list[_T] = [value] * self.size

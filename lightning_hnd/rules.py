@@ -15,9 +15,11 @@ class Rule:
         iou_threshold: The bar that a local unit's best IoU must exceed (Stage II.4).
         firing_only: Whether only the images in which the unit fires count in its IoU, as in the released
             code, instead of every image that carries the concept.
+        level: The false discovery rate at which pairings must stand up to chance. With it no bar is put to the IoU:
+            what is paired is what is associated, placed and, where that was asked, learnt (``docs/above-chance.md``).
 
     Raises:
-        ValueError: If ``quantile`` is not in (0, 1) or ``iou_threshold`` not in [0, 1).
+        ValueError: If ``quantile`` or ``level`` is not in (0, 1) or ``iou_threshold`` not in [0, 1).
 
     Example:
         >>> from lightning_hnd.rules import README, Rule
@@ -28,12 +30,15 @@ class Rule:
     quantile: float = 0.005
     iou_threshold: float = 0.04
     firing_only: bool = False
+    level: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.quantile < 1.0:
             raise ValueError(f"quantile must lie between 0 and 1 (exclusive), got {self.quantile}")
         if not 0.0 <= self.iou_threshold < 1.0:
             raise ValueError(f"iou_threshold must lie in [0, 1), got {self.iou_threshold}")
+        if self.level is not None and not 0.0 < self.level < 1.0:
+            raise ValueError(f"level must lie between 0 and 1 (exclusive), got {self.level}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -46,7 +51,10 @@ class Rule:
 
     @property
     def name(self) -> str:
-        """``readme`` or ``released`` for the settings of that name, else the settings spelled out."""
+        """``above_chance``, ``readme`` or ``released`` for the settings of that name, else the settings spelled out."""
+        if self.level is not None:  # the others decide nothing then, and the quantile only what IoU is reported
+            usual = (self.quantile, self.level) == (ABOVE_CHANCE.quantile, ABOVE_CHANCE.level)
+            return "above_chance" if usual else f"above_chance-q{self.quantile!r}-fdr{self.level!r}"
         for name, rule in (("readme", README), ("released", RELEASED)):
             if self == rule:
                 return name
@@ -59,3 +67,6 @@ README = Rule(quantile=0.005, iou_threshold=0.04, firing_only=False)
 
 RELEASED = Rule(quantile=0.05, iou_threshold=0.04, firing_only=True)
 """What the released code's settings file does. It calls units of pure noise interpretable; for comparison only."""
+
+ABOVE_CHANCE = Rule(quantile=0.005, iou_threshold=0.0, firing_only=False, level=0.05)
+"""Ours: a pairing is a statement with a false discovery rate of 5 %. The IoU is reported and decides nothing."""

@@ -64,8 +64,13 @@ def combine_affinity(
         raise ValueError(f"iou must be {tuple(response.shape)}, got {tuple(iou.shape)}")
     best, concept = iou.max(dim=1)
     region = torch.where(best > iou_threshold, concept_region.to(iou.device)[concept], -1)
+    return region, affinity_within(region, response, iou, concept_region)
+
+
+def affinity_within(region: Tensor, response: Tensor, iou: Tensor, concept_region: Tensor) -> Tensor:
+    """The probability of each concept of a unit's region ``[U]``, whoever decided on that: ``[U, C]``."""
     in_region = concept_region.to(iou.device) == region.unsqueeze(1)
-    return region, _normalise(torch.where(in_region, response * iou, 0.0))
+    return _normalise(torch.where(in_region, response * iou, 0.0))
 
 
 def concept_response(peak: Tensor, low: Tensor, high: Tensor, carries: Tensor, concept_region: Tensor) -> Tensor:

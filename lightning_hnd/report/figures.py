@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import torch
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import LayerDissection
 from lightning_hnd.functional import firing_area
+
+if TYPE_CHECKING:  # a report reads results, and does not import what makes them
+    from lightning_hnd.rotation import RotationTest
 
 Picture = npt.NDArray[np.uint8]
 """``[height, width, 3]`` uint8."""
@@ -105,3 +108,25 @@ def _render(figure: Any) -> Picture:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def rotation_plot(test: RotationTest) -> Picture:
+    """Interpretable units and different concepts against the strength of rotations: mean and range.
+
+    Args:
+        test: Any.
+    """
+    figure = _figure(6, 3.5)
+    axes = figure.add_subplot()
+    for counts, name, colour in (
+        (test.interpretable, "interpretable units", _COLOURS[0]),
+        (test.concepts, "different concepts", _COLOURS[1]),
+    ):
+        values = np.array(counts)
+        axes.plot(test.strengths, values.mean(axis=1), "o-", color=colour, label=name)
+        axes.fill_between(test.strengths, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"strength of the rotation of {test.layer}")
+    axes.set_ylabel(f"count (rule {test.rule.name})")
+    axes.legend()
+    return _render(figure)

@@ -18,6 +18,8 @@ def scalars(dissection: Dissection) -> dict[str, float]:
     - ``region/<region>``: interpretable units of the region
     - ``kind/<kind>``: units paired with a concept of the kind
     - ``group/<concept>/<group>``: units paired with the group
+    - under a rule with a level also ``associated_units``, ``placed_units`` and, where networks with fresh weights were
+      asked, ``learnt_units``: units with a concept that survives the question, whatever becomes of the others
 
     Args:
         dissection: Any.
@@ -25,7 +27,7 @@ def scalars(dissection: Dissection) -> dict[str, float]:
     return {
         f"{prefix(layer.name, dissection.rule.name)}/{key}": value
         for layer in dissection
-        for key, value in _layer_scalars(layer).items()
+        for key, value in {**_layer_scalars(layer), **_questions(layer)}.items()
     }
 
 
@@ -45,6 +47,19 @@ def keys(ontology: Ontology) -> tuple[str, ...]:
         *(f"kind/{kind}" for kind in ontology.kinds),
         *(f"group/{concept.name}/{group}" for concept in ontology.global_ for group in concept.groups),
     )
+
+
+QUESTIONS = ("associated_units", "placed_units")
+"""Keys of a layer under a rule with a level, beside the others; ``learnt_units`` where that was asked."""
+
+
+def _questions(layer: LayerDissection) -> dict[str, float]:
+    if layer.rule.level is None:
+        return {}
+    verdicts = dict(zip(QUESTIONS, (layer.defence.associated, layer.defence.placed), strict=True))
+    if layer.defence.learnt.ge(0).any():
+        verdicts["learnt_units"] = layer.defence.learnt
+    return {key: float((verdict == 1).any(1).sum()) for key, verdict in verdicts.items()}
 
 
 def _layer_scalars(layer: LayerDissection) -> dict[str, float]:

@@ -1,0 +1,149 @@
+"""Which pairings can be defended: the three questions put together into verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_hnd.functional.significance import (
+    benjamini_hochberg,
+    exceedance,
+    units_then_concepts,
+    upper_tail,
+)
+
+LEVEL = 0.05
+"""False discovery rate."""
+
+
+class Defence(NamedTuple):
+    """What pairings survive.
+
+    Attributes:
+        paired: ``[U, C]`` bool, pairs of units and local concepts that survive all that applies to them.
+        associated: ``[U, C]`` int8, 1 survived, 0 not, -1 not applicable (a concept without absence, or one that the
+            images cannot tell from another).
+        placed: ``[U, C]`` int8.
+        learnt: ``[U, C]`` int8, -1 for all where no networks with fresh weights were measured.
+        groups: ``[U, G]`` bool, pairs of units and groups that survive.
+    """
+
+    paired: Tensor
+    associated: Tensor
+    placed: Tensor
+    learnt: Tensor
+    groups: Tensor
+
+
+def defend(
+    evidence: Mapping[str, Tensor], live: Tensor, fresh: Mapping[str, Tensor] | None = None, level: float = LEVEL
+) -> Defence:
+    """Puts the statistics of a layer to the test.
+
+    A pair is as good as the weaker of its two answers (its p-value is the larger one, which is valid whatever their
+    dependence). Units are tested first, then concepts within those that passed.
+
+    Args:
+        evidence: What :meth:`~lightning_hnd.evidence.Evidence.compute` returned.
+        live: ``[U]`` bool.
+        fresh: What :func:`learnt_null` returned.
+        level: The false discovery rate of each question.
+
+    Returns:
+        The verdicts.
+    """
+    associated_z, placed_z = evidence["associated_z"], evidence["placed_z"]
+    p_associated, p_placed = upper_tail(associated_z), upper_tail(placed_z)
+    tests_presence = associated_z.isfinite()
+    has_absence = evidence["associated_auc"].isfinite()
+    pair = torch.where(tests_presence, torch.maximum(p_associated, p_placed), p_placed)
+    pair = torch.where(has_absence & ~tests_presence, 1.0, pair)  # cannot be told from another concept
+    paired = _select(pair, placed_z, live, level)
+    associated = _verdict(_select(p_associated, associated_z, live, level), tests_presence)
+    placed = _verdict(_select(p_placed, placed_z, live, level), placed_z.isfinite())
+    groups = _select(upper_tail(evidence["group_z"]), evidence["group_z"], live, level)
+    learnt = torch.full_like(placed, -1)
+    if fresh is not None:
+        concepts_beyond, groups_beyond = beyond_fresh(evidence, live, fresh, level)
+        learnt = _verdict(concepts_beyond, placed_z.isfinite())
+        paired, groups = paired & concepts_beyond, groups & groups_beyond
+    return Defence(paired, associated, placed, learnt, groups)
+
+
+def _select(p: Tensor, z: Tensor, live: Tensor, level: float) -> Tensor:
+    """:func:`units_then_concepts` among the questions that apply to any unit."""
+    asked = z.isfinite().any(0)
+    passed = torch.zeros_like(p, dtype=torch.bool)
+    passed[:, asked] = units_then_concepts(p[:, asked], live, level)
+    return passed
+
+
+def _verdict(passed: Tensor, applies: Tensor) -> Tensor:
+    return torch.where(applies, passed.to(torch.int8), -1)
+
+
+def effects(evidence: Mapping[str, Tensor]) -> Tensor:
+    """The numbers in which fresh weights must be exceeded: ``[U, C + G]``.
+
+    Of a concept the effect of association where it has absence, else that of place; of a group that of association.
+    """
+    has_absence = evidence["associated_auc"].isfinite()
+    local = torch.where(has_absence, evidence["associated_effect"], evidence["placed_effect"])
+    return torch.cat([local, evidence["group_effect"]], dim=1)
+
+
+def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict[str, Tensor]:
+    """What fresh weights do: the null hypothesis of :func:`beyond_fresh`.
+
+    Args:
+        networks: Of networks with fresh weights the evidence and the live units ``[U]``.
+
+    Returns:
+        ``mean`` and ``spread [C + G]`` of each effect over their live units; ``best_concept`` and ``best_group [n]``:
+        of each live unit the largest effect over concepts and over groups, counted in spreads from the mean.
+    """
+    effect = torch.cat([effects(evidence)[live] for evidence, live in networks])
+    concepts = networks[0][0]["placed_z"].shape[1]
+    mean = effect.nanmean(0)
+    null = {"mean": mean, "spread": (effect - mean).square().nanmean(0).sqrt()}
+    excess = _excess(effect, null)
+    nothing = excess.new_full((len(excess), 1), -torch.inf)
+    null["best_concept"] = torch.cat([nothing, excess[:, :concepts]], dim=1).amax(1)
+    null["best_group"] = torch.cat([nothing, excess[:, concepts:]], dim=1).amax(1)
+    return null
+
+
+def _excess(effect: Tensor, null: Mapping[str, Tensor]) -> Tensor:
+    return torch.nan_to_num((effect - null["mean"]) / null["spread"].clamp(min=1e-9), nan=-torch.inf)
+
+
+def beyond_fresh(
+    evidence: Mapping[str, Tensor], live: Tensor, fresh: Mapping[str, Tensor], level: float
+) -> tuple[Tensor, Tensor]:
+    """Which pairs exceed what fresh weights do: ``[U, C]`` and ``[U, G]`` bool.
+
+    The effect of each pair, counted in the spreads that fresh weights give to it, is compared with the largest one that
+    units with fresh weights reach over all concepts (all groups). Units are selected by Benjamini and Hochberg's
+    procedure; of a selected unit those concepts are learnt that pass the same bar by themselves, so that within a unit
+    no concept is claimed falsely but with the probability of the unit's own test (Westfall and Young 1993).
+    """
+    excess, concepts = _excess(effects(evidence), fresh), evidence["placed_z"].shape[1]
+    return (
+        _maximum_test(excess[:, :concepts], live, fresh["best_concept"], level),
+        _maximum_test(excess[:, concepts:], live, fresh["best_group"], level),
+    )
+
+
+def _maximum_test(excess: Tensor, live: Tensor, best: Tensor, level: float) -> Tensor:
+    passed = torch.zeros_like(excess, dtype=torch.bool)
+    if not bool(live.any()) or not len(best) or not excess.shape[1]:
+        return passed
+    p = exceedance(excess[live], best)
+    unit = p.amin(1)  # that of the largest
+    selected = benjamini_hochberg(unit) <= level
+    bar = unit[selected].amax() if bool(selected.any()) else -1.0
+    passed[live] = (p <= bar) & selected[:, None]
+    return passed

@@ -1,0 +1,263 @@
+"""Whether a unit's response says anything: test statistics in closed form, and how many of them may be believed.
+
+Three questions, each with its own null hypothesis:
+
+- *associated*: :func:`partial_rank_test` and :func:`stratified_rank_test` (labels mean nothing once other labels are
+  known),
+- *placed*: :func:`exchanged_masks_test` (any face's mask would do as well as this face's own),
+- *learnt*: :func:`exceedance` (units of networks with fresh weights do as well).
+
+All statistics are one-sided, the larger the more, and standard normal under their null hypothesis. NaN says that the
+question does not apply, or that the images cannot answer it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_hnd.functional.affinity import mid_ranks
+
+LEAST_TOLERANCE = 0.1
+"""A label of which less than this share of its variance is left once the others are known cannot be told from them."""
+
+LEAST_IMAGES = 5
+"""Images with, and images without a label that a test takes at the least."""
+
+
+class RankTest(NamedTuple):
+    """The outcome of a rank test.
+
+    Attributes:
+        z: Standard normal if labels mean nothing; NaN where that cannot be told.
+        effect: Its size: 0 if labels mean nothing, 1 at most.
+        auc: The probability that an image with the label makes the unit respond more than one without, ties counted
+            half; other labels are not considered.
+    """
+
+    z: Tensor
+    effect: Tensor
+    auc: Tensor
+
+
+def partial_rank_test(response: Tensor, label: Tensor, others: Tensor) -> RankTest:
+    r"""Tests whether responses are higher with a label, among images that are alike in the other labels.
+
+    Responses are replaced by their mid-ranks :math:`r`, the label by what the other labels do not explain of it,
+    :math:`\tilde x` (residuals of least squares). With :math:`e` the residuals of the ranks on the other labels,
+
+    .. math:: z = (\sum_i \tilde x_i e_i - \delta) \Big/ \sqrt{\sum_i \tilde x_i^2 e_i^2},
+
+    a score test with a variance that holds whatever the spread in each class (White 1980). The sum is standardised by
+    itself, so that a unit that responds in a handful of images cannot make it large; nor can its discreteness, for
+    :math:`\delta` is half the largest step between ranks that follow each other (1/2 without ties). Without other
+    labels it is Wilcoxon's rank sum test. The effect is the partial rank correlation :math:`\tilde x^T e / |\tilde x|
+    |e|`.
+
+    Args:
+        response: ``[n, U]``.
+        label: ``[n]`` bool.
+        others: ``[n, L]`` bool.
+
+    Returns:
+        The test of each unit, ``[U]`` float64. NaN for all if there are fewer than five images with or without the
+        label, or the others explain more than 90 % of its variance: the label cannot be told from them.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.significance import partial_rank_test
+        >>> smiling = torch.arange(40) % 2 == 0
+        >>> response = torch.stack([torch.arange(40.0), torch.arange(40.0) + 100 * smiling], dim=1)
+        >>> test = partial_rank_test(response, smiling, torch.zeros(40, 0, dtype=torch.bool))
+        >>> [round(z, 1) for z in test.z.tolist()], [round(auc, 2) for auc in test.auc.tolist()]
+        ([-0.3, 5.5], [0.47, 1.0])
+    """
+    n, inside = len(label), int(label.sum())
+    undecided = response.new_full((response.shape[1],), torch.nan, dtype=torch.float64)
+    if inside < LEAST_IMAGES or n - inside < LEAST_IMAGES:
+        return RankTest(undecided, undecided, undecided)
+    ranks = mid_ranks(response)
+    auc = (ranks[label].mean(0) - (inside + 1) / 2) / (n - inside)
+    ones = torch.ones(n, 1, dtype=torch.float64, device=label.device)
+    basis = _orthonormal(torch.cat([ones, others.double()], dim=1))
+    x = label.double()
+    left = x - basis @ (basis.T @ x)
+    if float(left.square().sum()) < LEAST_TOLERANCE * inside * (n - inside) / n or basis.shape[1] > n // 2:
+        return RankTest(undecided, undecided, auc)
+    residual = ranks - basis @ (basis.T @ ranks)
+    total = left @ residual
+    step = ranks.sort(0).values.diff(dim=0).amax(0) / 2
+    squares = left.square() @ residual.square()
+    norm = (left.square().sum() * residual.square().sum(0)).sqrt()
+    tied = residual.abs().amax(0) < 1e-6
+    return RankTest(
+        torch.where(tied, 0.0, (total - step) / squares.clamp(min=1e-12).sqrt()),
+        torch.where(tied, 0.0, total / norm.clamp(min=1e-12)),
+        auc,
+    )
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """An orthonormal basis of what the columns span, ``[n, rank]``."""
+    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    spanning: Tensor = left[:, values > 1e-6 * values.amax()]
+    return spanning
+
+
+def stratified_rank_test(response: Tensor, group: Tensor, num_groups: int, stratum: Tensor) -> RankTest:
+    """Tests for each group whether responses are higher in it than in the others, among images of one stratum.
+
+    Van Elteren's test (1960): rank sums inside each stratum, weighted by ``1 / (images + 1)``, with the mean and the
+    variance that they have when groups are exchanged among the images of a stratum. Strata in which all images are of
+    one group say nothing, and if no others are left, nothing can be said.
+
+    Args:
+        response: ``[n, U]``.
+        group: ``[n]`` int64 in ``0..num_groups - 1``.
+        num_groups: ``G``.
+        stratum: ``[n]`` int64, images with equal numbers are alike in all that is known of them.
+
+    Returns:
+        The tests, ``[U, G]`` float64. The effect is ``2 AUC - 1`` inside strata.
+    """
+    shape = (response.shape[1], num_groups)
+    nan = torch.full(shape, torch.nan, dtype=torch.float64, device=response.device)
+    if len(group) == 0:
+        return RankTest(nan, nan, nan)
+    total, variance, pairs = (torch.zeros(shape, dtype=torch.float64, device=response.device) for _ in range(3))
+    informative = torch.zeros(num_groups, 2, dtype=torch.int64, device=response.device)
+    for value in stratum.unique().tolist():
+        rows = stratum == value
+        member = (group[rows].unsqueeze(1) == torch.arange(num_groups, device=group.device)).double()
+        n, inside = len(member), member.sum(0)
+        outside = n - inside
+        if n < 2:
+            continue
+        centred = mid_ranks(response[rows]) - (n + 1) / 2
+        total += (centred.T @ member) / (n + 1)
+        variance += centred.square().sum(0)[:, None] * inside * outside / (n * (n - 1)) / (n + 1) ** 2
+        pairs += inside * outside / (n + 1)
+        told = (inside > 0) & (outside > 0)
+        informative += torch.stack([inside, outside], dim=1).long() * told[:, None]
+    enough = (informative >= LEAST_IMAGES).all(1)
+    z = torch.where(variance > 0, total / variance.clamp(min=1e-12).sqrt(), 0.0)
+    member = (group.unsqueeze(1) == torch.arange(num_groups, device=group.device)).double()
+    inside = member.sum(0)
+    ranks = mid_ranks(response)
+    auc = ((ranks.T @ member) - inside * (inside + 1) / 2) / (inside * (len(group) - inside)).clamp(min=1)
+    return RankTest(
+        torch.where(enough, z, nan), torch.where(enough, 2 * total / pairs.clamp(min=1e-12), nan),
+        torch.where((inside > 0) & (inside < len(group)), auc, nan),
+    )  # fmt: skip
+
+
+def exchanged_masks_test(
+    sum_: Tensor, square: Tensor, product: Tensor, count: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Tests whether a unit's maps go with the masks of their own faces, rather than with any face's.
+
+    Masks of a concept differ from face to face along a few *modes* (their principal components: further left, lower,
+    wider). With :math:`a_{ik}` the map of face ``i`` projected on mode ``k``, :math:`l_{ik}` the coefficient of its
+    mask, of mean 0 and variance 1 over the faces and uncorrelated between modes, and :math:`r_k` their correlation,
+
+    .. math:: z = \sqrt{n - 1} \sum_k w_k r_k, \qquad \sum_k w_k^2 = 1.
+
+    If masks are exchanged between faces, ``z`` has mean 0 and variance 1 exactly (Hoeffding 1951). Weights are the
+    standard deviations of the modes, which is best for a faint copy of the mask in white noise.
+
+    Args:
+        sum_: ``[..., K]``, sum over faces of :math:`a_{ik}`.
+        square: ``[..., K]``, of its square.
+        product: ``[..., K]``, of :math:`a_{ik} l_{ik}`.
+        count: ``[...]``, faces ``n``.
+        weight: ``[..., K]``.
+
+    Returns:
+        ``z`` and the effect :math:`\sum_k w_k r_k / \sum_k w_k`, the mean correlation: ``[...]`` float64, NaN with
+        fewer than ten faces or masks that do not differ.
+    """
+    n = count.clamp(min=1).unsqueeze(-1)
+    spread = (square - sum_.square() / n).clamp(min=0)
+    scale = (spread * n).sqrt()  # coefficients have the sum of squares n
+    correlation = torch.where(scale > 1e-9 * square.sqrt() + 1e-12, product / scale.clamp(min=1e-12), 0.0)
+    total = (weight * correlation).sum(-1)
+    undecided = (count < 2 * LEAST_IMAGES) | (weight.sum(-1) == 0)
+    z = torch.where(undecided, torch.nan, (count - 1).clamp(min=0).sqrt() * total)
+    return z, torch.where(undecided, torch.nan, total / weight.sum(-1).clamp(min=1e-12))
+
+
+def upper_tail(z: Tensor) -> Tensor:
+    """One-sided p-values of standard normal statistics; 1 where the question does not apply."""
+    return torch.where(z.isnan(), 1.0, torch.special.ndtr(-z.double()))
+
+
+def exceedance(observed: Tensor, null: Tensor) -> Tensor:
+    """p-values against a sample of the null: ``(1 + how many are at least as large) / (1 + how many there are)``.
+
+    Args:
+        observed: Any shape; NaN gives 1.
+        null: ``[n]``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.significance import exceedance
+        >>> exceedance(torch.tensor([5.0, 2.0]), torch.tensor([1.0, 2.0, 3.0]))
+        tensor([0.2500, 0.7500], dtype=torch.float64)
+    """
+    ordered = null.double().sort().values
+    below = torch.searchsorted(ordered, torch.nan_to_num(observed.double(), nan=-torch.inf))
+    return (1 + len(null) - below).double() / (1 + len(null))
+
+
+def simes(p: Tensor) -> Tensor:
+    """One p-value for each family of hypotheses in the last dimension: ``min over k of n p_(k) / k`` (Simes 1986)."""
+    count = p.shape[-1]
+    return (p.sort(-1).values * count / torch.arange(1, count + 1, device=p.device)).amin(-1).clamp(max=1)
+
+
+def benjamini_hochberg(p: Tensor) -> Tensor:
+    """Adjusted p-values: those at or below a level are believed at that false discovery rate (1995).
+
+    Controls the rate under independence or positive regression dependence (Benjamini and Yekutieli 2001).
+
+    Args:
+        p: ``[..., n]``, each row on its own.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.significance import benjamini_hochberg
+        >>> benjamini_hochberg(torch.tensor([0.01, 0.04, 0.03, 0.5]))
+        tensor([0.0400, 0.0533, 0.0533, 0.5000])
+    """
+    count = p.shape[-1]
+    ordered, order = p.sort(-1)
+    raw = ordered * count / torch.arange(1, count + 1, device=p.device)
+    adjusted = raw.flip(-1).cummin(-1).values.flip(-1).clamp(max=1)
+    return torch.empty_like(adjusted).scatter_(-1, order, adjusted)
+
+
+def units_then_concepts(p: Tensor, live: Tensor, level: float) -> Tensor:
+    """Which pairs of units and concepts to believe: units are tested first, concepts within those that passed.
+
+    Each unit's p-value is Simes' over its concepts. Of units Benjamini and Hochberg's procedure selects ``R`` out of
+    ``U``; in each of those it runs over concepts at ``level R / U``. This controls the mean, over selected units, of
+    the share of false concepts (Benjamini and Bogomolov 2014), for units that are independent or positively dependent.
+
+    Args:
+        p: ``[U, C]``; 1 where a question does not apply.
+        live: ``[U]`` bool, dead units are not tested.
+        level: The rate.
+
+    Returns:
+        ``[U, C]`` bool.
+    """
+    passed = torch.zeros_like(p, dtype=torch.bool)
+    if p.shape[1] == 0 or not bool(live.any()):
+        return passed
+    tested = p[live]
+    selected = benjamini_hochberg(simes(tested)) <= level
+    within = benjamini_hochberg(tested) <= level * selected.double().mean()
+    passed[live] = within & selected[:, None]
+    return passed

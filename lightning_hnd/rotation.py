@@ -1,0 +1,139 @@
+"""Network Dissection's own hypothesis test: are the units special, or would any other basis of the layer do as well?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_hnd.activations import named_layers, resolve_layers
+from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.pipeline import dissect
+from lightning_hnd.rules import README, Rule
+
+
+@dataclass(frozen=True)
+class RotationTest:
+    """Units and concepts of one layer in rotated bases.
+
+    Attributes:
+        layer: Its name.
+        rule: What decided.
+        strengths: ``S`` strengths, 0 for the layer's own basis, 1 for a whole rotation.
+        interpretable: For each strength the interpretable units under each of ``R`` rotations.
+        concepts: For each strength the different concepts that any unit is paired with, likewise.
+    """
+
+    layer: str
+    rule: Rule
+    strengths: tuple[float, ...]
+    interpretable: tuple[tuple[int, ...], ...]
+    concepts: tuple[tuple[int, ...], ...]
+
+
+def rotation_test(
+    model: nn.Module,
+    dictionary: FaceDictionary,
+    layer: str,
+    *,
+    strengths: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    seeds: Sequence[int] = (0, 1, 2),
+    rule: Rule = README,
+    **options: Any,
+) -> RotationTest:
+    """Dissects a layer in rotated bases (Bau et al. 2017, section 3.2).
+
+    A rotation ``Q`` is drawn uniformly, and its fractional powers lead from the layer's own basis to it. The layer's
+    discriminative power is the same in all of them; if units are interpretable since the network aligned concepts with
+    them, interpretability falls with the strength.
+
+    Args:
+        model: Any module.
+        dictionary: The faces.
+        layer: The name of one layer.
+        strengths: Powers of the rotation.
+        seeds: One for each rotation.
+        rule: What decides which units are interpretable.
+        options: Of :func:`~lightning_hnd.dissect`.
+
+    Returns:
+        The counts, to be drawn by :func:`~lightning_hnd.report.rotation_plot`.
+
+    Raises:
+        ValueError: If several layers match.
+    """
+    names = resolve_layers(model, layer)
+    if len(names) != 1:
+        raise ValueError(f"rotation_test takes one layer, and {layer!r} matches {', '.join(names)}")
+    module = named_layers(model)[names[0]]
+    interpretable, concepts = [], []
+    for strength in strengths:
+        found = []
+        for seed in seeds:
+            hook = module.register_forward_hook(_Rotate(seed, strength), prepend=True)
+            try:
+                dissection = dissect(model, dictionary, names[0], quantile=rule.quantile, level=rule.level, **options)
+            finally:
+                hook.remove()
+            found.append(dissection.with_rule(rule)[names[0]])
+        interpretable.append(tuple(int(layer.interpretable.sum()) for layer in found))
+        concepts.append(tuple(int(layer.paired_concepts.any(axis=0).sum()) for layer in found))
+    return RotationTest(names[0], rule, tuple(strengths), tuple(interpretable), tuple(concepts))
+
+
+class _Rotate:
+    """A forward hook that turns a layer's output: maps ``[B, U, h, w]``, or tokens ``[B, T, U]``."""
+
+    def __init__(self, seed: int, strength: float) -> None:
+        self._seed, self._strength = seed, strength
+        self._matrix: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            raise ValueError(f"rotation_test takes a layer whose output is one tensor, got {type(output).__name__}")
+        if self._strength == 0:
+            return output
+        channels = output.movedim(1, -1) if output.ndim == 4 else output
+        if self._matrix is None:
+            self._matrix = power(rotation(channels.shape[-1], self._seed), self._strength)
+        turned = channels @ self._matrix.T.to(channels)
+        return turned.movedim(-1, 1) if output.ndim == 4 else turned
+
+
+def rotation(size: int, seed: int) -> Tensor:
+    """A uniformly drawn rotation, ``[size, size]`` float64: QR of normal numbers (Mezzadri 2007), of determinant 1.
+
+    Args:
+        size: Of the space.
+        seed: Of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    q: Tensor
+    q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    q = torch.mul(q, r.diagonal().sign())
+    if torch.linalg.det(q) < 0:
+        q[:, 0] = -q[:, 0]
+    return q
+
+
+def power(matrix: Tensor, exponent: float) -> Tensor:
+    """A fractional power of a rotation: each plane is turned by that share of its angle.
+
+    Args:
+        matrix: ``[n, n]``, a rotation.
+        exponent: From 0 (no rotation) to 1 (the whole one).
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.rotation import power, rotation
+        >>> half = power(rotation(5, seed=0), 0.5)
+        >>> torch.allclose(half @ half, rotation(5, seed=0)), torch.allclose(half @ half.T, torch.eye(5).double())
+        (True, True)
+    """
+    values, vectors = torch.linalg.eig(matrix)
+    turned = torch.polar(torch.ones_like(values.real), values.angle() * exponent)
+    raised: Tensor = (vectors @ torch.diag(turned) @ torch.linalg.inv(vectors)).real
+    return raised

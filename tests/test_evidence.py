@@ -1,0 +1,177 @@
+"""What evidence is gathered, against the same written out image by image; and what planted units make of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_dictionary
+
+from lightning_hnd import PAPER, FaceDictionary
+from lightning_hnd.dictionary.masks import PackedMasks
+from lightning_hnd.evidence import Evidence, Places, strata
+from lightning_hnd.functional.defence import beyond_fresh, defend, learnt_null
+
+ATTRIBUTE = PAPER.kinds.index("attribute")
+
+
+def gather(faces: FaceDictionary, maps: torch.Tensor, batch_size: int = 16) -> dict[str, torch.Tensor]:
+    evidence = Evidence(faces)
+    for batch in faces.batches(batch_size):
+        evidence.update(maps[batch.index], batch)
+    return evidence.compute()
+
+
+def squares(images: int = 240, seed: int = 0, cells: int = 8) -> tuple[FaceDictionary, torch.Tensor, torch.Tensor]:
+    """Blank faces with a square somewhere near the middle, where each has the attribute Smiling or would have it.
+
+    Returns:
+        The dictionary, where the squares are ``[N, cells, cells]``, and who smiles ``[N]``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.randint(4, 9, (images, 2), generator=generator)
+    row, column = torch.arange(16)[None, :, None], torch.arange(16)[None, None, :]
+    inside = (row >= corner[:, :1, None]) & (row < corner[:, :1, None] + 4)
+    inside = inside & (column >= corner[:, 1:, None]) & (column < corner[:, 1:, None] + 4)
+    smiling = torch.arange(images) % 2 == 0
+    rows = smiling.nonzero().flatten()
+    faces = FaceDictionary(
+        ontology=PAPER,
+        pictures=torch.zeros(images, 1, 16, 16, dtype=torch.uint8),
+        source=torch.full((images,), ATTRIBUTE),
+        group=torch.full((images, len(PAPER.global_)), -1),
+        masks=PackedMasks.pack(inside[rows]),
+        mask_image=rows,
+        mask_concept=torch.full((len(rows),), PAPER.concept_index("Smiling")),
+        names=tuple(map(str, range(images))),
+        labels=({},) * images,
+        mean=(0.5,),
+        std=(0.5,),
+    )
+    return faces, torch.nn.functional.adaptive_avg_pool2d(inside.float()[:, None], cells)[:, 0], smiling
+
+
+def test_agreement_and_projections_equal_the_plain_form() -> None:
+    faces = random_dictionary(images=60)
+    maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(1))
+    found = gather(faces, maps)
+    dense = faces.masks.dense().float()
+    for c in faces.mask_concept.unique().tolist():
+        rows = (faces.mask_concept == c).nonzero().flatten()
+        shapes = torch.nn.functional.adaptive_avg_pool2d(dense[rows][:, None], (6, 8)).flatten(1).double().numpy()
+        centred = shapes - shapes.mean(0)
+        left, values, modes = np.linalg.svd(centred, full_matrices=False)
+        weight = values[:8] / np.linalg.norm(values[:8])
+        for u in range(3):
+            own = maps[faces.mask_image[rows], u].flatten(1).double().numpy()
+            agreement = [np.corrcoef(m, s)[0, 1] for m, s in zip(own, shapes, strict=True)]
+            assert found["agreement"][u, c].item() == pytest.approx(np.mean(agreement), abs=1e-5)
+            if len(rows) < 10:
+                assert found["placed_z"][u, c].isnan()
+                continue
+            own = own - own.mean(1, keepdims=True)
+            a = own / np.linalg.norm(own, axis=1, keepdims=True) @ modes[:8].T
+            r = [np.corrcoef(a[:, k], left[:, k])[0, 1] for k in range(min(8, a.shape[1]))]
+            z = np.sqrt(len(rows) - 1) * np.sum(weight[: len(r)] * r)
+            assert found["placed_z"][u, c].item() == pytest.approx(z, abs=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60])
+def test_batches_of_any_size_give_the_same(batch_size: int) -> None:
+    faces = random_dictionary(images=60)
+    maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(1))
+    for name, value in gather(faces, maps, 16).items():
+        assert torch.allclose(gather(faces, maps, batch_size)[name], value, atol=1e-4, equal_nan=True), name
+
+
+def test_parts_have_no_absence_and_action_units_no_images() -> None:
+    found = gather(random_dictionary(images=60), torch.randn(60, 3, 6, 8))
+    kind = torch.tensor(PAPER.concept_kind)
+    assert found["associated_z"][:, kind == PAPER.kinds.index("action_unit")].isnan().all()
+    assert found["placed_z"][:, kind == PAPER.kinds.index("action_unit")].isnan().all()
+
+
+def test_a_detector_is_told_from_its_place_and_from_a_place_of_the_frame() -> None:
+    faces, square, smiling = squares()
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(240, 4, 8, 8, generator=generator)
+    signal = torch.stack(
+        [
+            2 * square * smiling[:, None, None],  # a detector of Smiling
+            2 * square,  # fires at the place whether or not it smiles
+            2
+            * square.mean(0).expand(240, -1, -1)
+            * smiling[:, None, None],  # at one place of the frame, when it smiles
+            torch.zeros(240, 8, 8),
+        ],
+        dim=1,
+    )
+    found = gather(faces, noise + signal)
+    verdict = defend(found, torch.ones(4, dtype=torch.bool))
+    c = PAPER.concept_index("Smiling")
+    assert verdict.associated[:, c].tolist() == [1, 0, 1, 0]
+    assert verdict.placed[:, c].tolist() == [1, 1, 0, 0]
+    assert verdict.paired[:, c].tolist() == [True, False, False, False]
+    assert verdict.learnt.eq(-1).all()  # no fresh network was asked
+
+
+def test_null_p_values_of_placed_are_not_smaller_than_uniform() -> None:
+    faces, square, _ = squares(images=80)
+    generator = torch.Generator().manual_seed(2)
+    c = PAPER.concept_index("Smiling")
+    heavy = torch.randn(80, 3000, 8, 8, generator=generator).exp() ** 2
+    quiet = (torch.rand(80, 3000, 1, 1, generator=generator) < 0.1) * heavy  # silent in nine of ten faces
+    usual = square.mean(0) * torch.rand(80, 3000, 1, 1, generator=generator) * 30 + heavy.clamp(max=5)
+    for maps in (heavy, quiet, usual):
+        z = gather(faces, maps)["placed_z"][:, c]
+        for level in (0.2, 0.05, 0.01):
+            share = float((z > torch.special.ndtri(torch.tensor(1 - level))).double().mean())
+            assert share <= level + 3 * (level * (1 - level) / 3000) ** 0.5
+
+
+def test_power_of_placed_grows_with_the_root_of_the_number_of_images() -> None:
+    c, z = PAPER.concept_index("Smiling"), {}
+    for images in (200, 800):
+        faces, square, _ = squares(images)
+        noise = torch.randn(images, 60, 8, 8, generator=torch.Generator().manual_seed(3))
+        z[images] = gather(faces, noise + 0.5 * square[:, None])["placed_z"][:, c].mean()
+    assert float(z[800] / z[200]) == pytest.approx(2, rel=0.1)
+
+
+def test_units_like_fresh_ones_are_not_learnt_and_better_ones_are() -> None:
+    faces, square, smiling = squares()
+    generator = torch.Generator().manual_seed(4)
+
+    def network(strength: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        signal = strength[None, :, None, None] * (square * smiling[:, None, None])[:, None]
+        maps = torch.randn(240, len(strength), 8, 8, generator=generator) + signal
+        return gather(faces, maps), torch.ones(len(strength), dtype=torch.bool)
+
+    fresh = learnt_null([network(0.3 * torch.rand(40, generator=generator)) for _ in range(5)])
+    share = []
+    for _ in range(20):
+        evidence, live = network(0.3 * torch.rand(40, generator=generator))
+        share.append(float(beyond_fresh(evidence, live, fresh, 0.05)[0].any(1).double().mean()))
+    assert np.mean(share) <= 0.05
+    strong = torch.cat([torch.full((10,), 3.0), torch.zeros(30)])
+    learnt = beyond_fresh(*network(strong), fresh, 0.05)[0][:, PAPER.concept_index("Smiling")]
+    assert learnt[:10].all()
+    assert learnt[10:].sum() <= 2
+
+
+def test_places_are_found_once() -> None:
+    faces = random_dictionary(images=60)
+    assert Places.of(faces, (6, 8)) is Places.of(faces, (6, 8))
+
+
+def test_strata_are_alike_in_the_other_labels() -> None:
+    faces = random_dictionary(images=24)
+    labels = [
+        {"age": a, "gender": g, "skin_tone": "bright"} for a, g in [("8", "Male"), ("19", "Male"), ("30", "Male")]
+    ]
+    faces = replace(faces, labels=tuple(labels * 8))
+    stratum = strata(faces, "skin_tone", torch.arange(3))
+    assert stratum[0] == stratum[1] != stratum[2]
+    assert strata(faces, "age", torch.arange(3)).unique().numel() == 1

@@ -1,0 +1,72 @@
+"""Networks with fresh weights: all of them new, batch norms estimated, the caller's random numbers untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import random_dictionary
+from torch import nn
+
+from lightning_hnd.fresh import fresh_networks, fresh_null, renewed
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU())
+
+
+def test_every_weight_is_new_and_the_model_is_as_it_was() -> None:
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = fresh_networks(model, (1, 2))
+    again = next(fresh_networks(model, (1,)))
+    for name in ("0.weight", "0.bias", "3.weight", "3.bias"):
+        assert not (first.state_dict()[name] == before[name]).any()
+        assert not (first.state_dict()[name] == second.state_dict()[name]).any()
+        assert torch.equal(first.state_dict()[name], again.state_dict()[name])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_weight_that_nothing_resets_is_an_error_that_names_it() -> None:
+    model = network()
+    model.register_parameter("scale", nn.Parameter(torch.ones(3)))
+    with pytest.raises(ValueError, match=r"does not reach 1 weights of Sequential: scale; give a factory"):
+        renewed(model)
+
+
+def test_constants_are_kept() -> None:
+    model = nn.Sequential(network(), nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0])))
+    assert renewed(model)[1].pos_weight.item() == 3
+
+
+def test_random_numbers_are_not_used_up() -> None:
+    model = network()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fresh_null(model, random_dictionary(images=30), ["4"], seeds=(1, 2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_batch_norms_know_the_dictionary_and_dead_units_do_not_count() -> None:
+    seen = []
+
+    def run(model: nn.Module, images: torch.Tensor) -> object:
+        seen.append(model[1].running_var.clone())
+        return model(images)
+
+    faces = random_dictionary(images=30)
+    null = fresh_null(network(), faces, ["1", "4"], seeds=(1,), forward_fn=run)
+    assert (seen[-1] != 1).all()
+    assert null["1"]["best_concept"].shape == (6,)
+    assert null["4"]["mean"].shape == (len(faces.ontology.local) + faces.ontology.group_offsets[-1],)
+
+
+def test_a_factory_is_used() -> None:
+    made = []
+
+    def factory() -> nn.Module:
+        made.append(network())
+        return made[-1]
+
+    fresh_null(nn.Identity(), random_dictionary(images=30), ["4"], factory=factory, seeds=(1, 2, 3))
+    assert len(made) == 3

@@ -1,0 +1,78 @@
+"""Rotations: uniform, fractional, and the end of interpretability where units were aligned with concepts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_dictionary
+from torch import nn
+
+from lightning_hnd import FaceDictionary, Rule, dissect
+from lightning_hnd.report import rotation_plot
+from lightning_hnd.rotation import RotationTest, power, rotation, rotation_test
+
+
+def test_rotations_are_orthogonal_of_determinant_one_and_uniform() -> None:
+    drawn = torch.stack([rotation(4, seed) for seed in range(2000)])
+    assert torch.allclose(drawn @ drawn.transpose(1, 2), torch.eye(4).double().expand(2000, 4, 4))
+    assert torch.allclose(torch.linalg.det(drawn), torch.ones(2000).double())
+    assert drawn.mean(0).abs().max() < 4 * (1 / 4 / 2000) ** 0.5  # each entry has mean 0 and variance 1/4
+    assert torch.allclose(drawn.square().mean(0), torch.full((4, 4), 0.25).double(), atol=0.03)
+
+
+@pytest.mark.parametrize("size", [2, 3, 16, 65])
+def test_powers_lead_from_nothing_to_the_rotation(size: int) -> None:
+    whole = rotation(size, seed=1)
+    assert torch.allclose(power(whole, 0.0), torch.eye(size).double(), atol=1e-8)
+    assert torch.allclose(power(whole, 1.0), whole, atol=1e-8)
+    assert torch.allclose(power(whole, 0.3) @ power(whole, 0.7), whole, atol=1e-8)
+
+
+class Shown(nn.Module):
+    """Its units are the channels of the picture, at a quarter of the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.AvgPool2d(4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images)
+
+
+def marked() -> FaceDictionary:
+    """A dictionary whose pictures' three channels are lit in the masks of three concepts of different regions."""
+    faces = random_dictionary(images=90)
+    dense, concepts = faces.masks.dense(), torch.tensor([i for i, n in enumerate(faces.images_per_concept) if n][:3])
+    pictures = torch.randint(0, 30, faces.pictures.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for channel, c in enumerate(concepts.tolist()):
+        for m in (faces.mask_concept == c).nonzero().flatten().tolist():
+            pictures[faces.mask_image[m], channel][dense[m]] = 250
+    return replace(faces, pictures=pictures)
+
+
+def test_strength_zero_is_the_layer_itself_and_the_model_is_left_as_it_was() -> None:
+    model, faces = Shown(), marked()
+    test = rotation_test(model, faces, "layer", strengths=(0.0, 1.0), seeds=(0, 1), rule=Rule(quantile=0.05))
+    plain = dissect(model, faces, "layer", quantile=0.05)["layer"]
+    assert test.interpretable[0] == (int(plain.interpretable.sum()),) * 2
+    assert test.concepts[0] == (int(plain.paired_concepts.any(0).sum()),) * 2
+    assert dissect(model, faces, "layer", quantile=0.05)["layer"] == plain
+
+
+def test_several_layers_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
+    with pytest.raises(ValueError, match=r"takes one layer, and '\*' matches 0, 1"):
+        rotation_test(model, random_dictionary(), "*")
+
+
+def test_the_picture_shows_both_curves() -> None:
+    test = RotationTest(
+        "layer", Rule(quantile=0.05), (0.0, 0.5, 1.0), ((9, 9), (4, 6), (1, 2)), ((5, 5), (3, 3), (1, 1))
+    )
+    picture = rotation_plot(test)
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10

@@ -1,0 +1,198 @@
+"""p-values that keep their word: null data, ties, confounds, false discovery, power, and plain forms as oracles."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_hnd.functional.significance import (
+    benjamini_hochberg,
+    exceedance,
+    exchanged_masks_test,
+    partial_rank_test,
+    simes,
+    stratified_rank_test,
+    units_then_concepts,
+    upper_tail,
+)
+
+NONE = torch.zeros(200, 0, dtype=torch.bool)
+
+
+def not_smaller_than_uniform(p: torch.Tensor) -> None:
+    """At no level more p-values than the level says, give or take three standard errors."""
+    for level in (0.2, 0.05, 0.01, 0.002):
+        share = float((p <= level).double().mean())
+        assert share <= level + 3 * math.sqrt(level * (1 - level) / p.numel()), (level, share)
+
+
+def responses(kind: str, n: int, units: int, generator: torch.Generator) -> torch.Tensor:
+    normal = torch.randn(n, units, generator=generator)
+    if kind == "rectified":
+        return normal.clamp(min=0)
+    if kind == "sparse":  # fires in three of a hundred images
+        return torch.where(torch.rand(n, units, generator=generator) < 0.03, normal.exp(), 0.0)
+    if kind == "heavy":
+        return normal.exp() ** 3
+    return normal if kind == "normal" else torch.zeros(n, units)
+
+
+class TestPartialRankTest:
+    @pytest.mark.parametrize("kind", ["normal", "rectified", "sparse", "heavy", "dead"])
+    @pytest.mark.parametrize("share", [0.08, 0.5])
+    def test_null_p_values_are_not_smaller_than_uniform(self, kind: str, share: float) -> None:
+        generator = torch.Generator().manual_seed(0)
+        label = torch.rand(200, generator=generator) < share
+        others = torch.rand(200, 3, generator=generator) < 0.3
+        p = upper_tail(partial_rank_test(responses(kind, 200, 5000, generator), label, others).z)
+        not_smaller_than_uniform(p)
+
+    @pytest.mark.parametrize("correlation", [0.3, 0.6, 0.9])
+    def test_what_a_confound_explains_is_not_significant(self, correlation: float) -> None:
+        generator = torch.Generator().manual_seed(1)
+        cause = torch.rand(300, generator=generator) < 0.4
+        copied = torch.rand(300, generator=generator) < correlation
+        label = torch.where(copied, cause, torch.rand(300, generator=generator) < 0.4)
+        response = 2 * cause[:, None] + torch.randn(300, 5000, generator=generator)
+        assert partial_rank_test(response, label, torch.zeros(300, 0, dtype=torch.bool)).z.mean() > 3
+        not_smaller_than_uniform(upper_tail(partial_rank_test(response, label, cause[:, None]).z))
+
+    def test_of_a_label_that_others_repeat_nothing_can_be_said(self) -> None:
+        label = torch.arange(200) % 3 == 0
+        almost = label.clone()
+        almost[:2] = ~almost[:2]
+        test = partial_rank_test(torch.randn(200, 2), label, almost[:, None])
+        assert test.z.isnan().all()
+        assert test.auc.isfinite().all()
+
+    def test_equals_its_formula_and_without_other_labels_the_share_of_pairs(self) -> None:
+        random = np.random.default_rng(2)
+        response = random.integers(0, 6, 40).astype(float)
+        label, other = random.random(40) < 0.4, random.random(40) < 0.5
+        test = partial_rank_test(torch.tensor(response)[:, None], torch.tensor(label), torch.tensor(other)[:, None])
+        ranks = np.array([np.sum(response < v) + (np.sum(response == v) + 1) / 2 for v in response])
+        x, e = label.astype(float), ranks.copy()
+        for value in (False, True):  # residuals on one label and a constant are differences from the mean of its class
+            x[other == value] -= x[other == value].mean()
+            e[other == value] -= e[other == value].mean()
+        step = np.diff(np.sort(ranks)).max() / 2
+        assert test.z.item() == pytest.approx((np.sum(x * e) - step) / np.sqrt(np.sum(x**2 * e**2)))
+        assert test.effect.item() == pytest.approx(np.corrcoef(x, e)[0, 1])
+        pairs = [(a > b) + (a == b) / 2 for a in response[label] for b in response[~label]]
+        assert test.auc.item() == pytest.approx(np.mean(pairs))
+
+    def test_power_grows_with_the_root_of_the_number_of_images(self) -> None:
+        z = {}
+        for n in (100, 400, 1600):
+            generator = torch.Generator().manual_seed(3)
+            label = torch.arange(n) % 2 == 0
+            response = 0.3 * label[:, None] + torch.randn(n, 400, generator=generator)
+            z[n] = partial_rank_test(response, label, torch.zeros(n, 0, dtype=torch.bool)).z.mean().item()
+            # efficiency of ranks for normal data 3 / pi, shift 0.3, two halves
+            assert z[n] == pytest.approx(0.3 * math.sqrt(n) / 2 * math.sqrt(3 / math.pi), rel=0.08)
+
+
+class TestStratifiedRankTest:
+    def test_null_p_values_are_not_smaller_than_uniform_though_strata_differ(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        stratum = torch.arange(240) % 6
+        group = (torch.rand(240, generator=generator) < 0.1 + 0.15 * stratum).long()  # more of it in later strata
+        response = torch.randn(240, 5000, generator=generator) + stratum[:, None]  # and they respond more
+        test = stratified_rank_test(response, group, 2, stratum)
+        not_smaller_than_uniform(upper_tail(test.z[:, 1]))
+        assert test.auc[:, 1].mean() > 0.65  # while whoever does not look at strata sees a difference
+
+    def test_mean_and_variance_are_those_of_exchanged_groups(self) -> None:
+        response = torch.tensor([3.0, 1.0, 1.0, 5.0, 2.0, 9.0, 2.0, 4.0, 4.0, 7.0, 0.0, 6.0])[:, None]
+        stratum = torch.tensor([0] * 6 + [1] * 6)
+        members = list(itertools.combinations(range(6), 3))
+        z = []
+        for first, second in itertools.product(members, members):
+            group = torch.zeros(12, dtype=torch.int64)
+            group[list(first)] = group[[6 + i for i in second]] = 1
+            z.append(stratified_rank_test(response, group, 2, stratum).z[0, 1])
+        assert torch.stack(z).mean().item() == pytest.approx(0, abs=1e-9)
+        assert torch.stack(z).square().mean().item() == pytest.approx(1)
+
+    def test_of_strata_with_one_group_each_nothing_can_be_said(self) -> None:
+        group = torch.arange(40) % 2
+        test = stratified_rank_test(torch.randn(40, 3), group, 2, group)
+        assert test.z.isnan().all()
+
+
+def sums(a: np.ndarray, coefficient: np.ndarray) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.tensor(x) for x in (a.sum(0), (a**2).sum(0), (a * coefficient).sum(0)))
+
+
+class TestExchangedMasksTest:
+    def test_mean_and_variance_are_those_of_exchanged_masks(self) -> None:
+        random = np.random.default_rng(0)
+        basis = np.linalg.qr(random.normal(size=(12, 4)) - 0)[0]
+        basis = np.linalg.qr(np.concatenate([np.ones((12, 1)), basis], axis=1))[0][:, 1:4]  # mean 0, uncorrelated
+        coefficient = basis * math.sqrt(12)
+        a = random.normal(size=(12, 3)) ** 3
+        weight = torch.tensor([0.8, 0.6, 0.0])
+        z = [
+            exchanged_masks_test(*sums(a, coefficient[random.permutation(12)]), torch.tensor(12.0), weight.double())[0]
+            for _ in range(4000)
+        ]
+        assert torch.stack(z).mean().abs() < 0.06
+        assert torch.stack(z).square().mean().item() == pytest.approx(1, abs=0.08)
+
+    def test_few_faces_or_masks_that_do_not_differ_say_nothing(self) -> None:
+        one = torch.ones(3, dtype=torch.float64)
+        assert exchanged_masks_test(one, one, one, torch.tensor(9.0), one)[0].isnan()
+        assert exchanged_masks_test(one, one, one, torch.tensor(90.0), 0 * one)[0].isnan()
+
+    def test_a_unit_that_never_varies_scores_nothing(self) -> None:
+        zero = torch.zeros(3, dtype=torch.float64)
+        assert exchanged_masks_test(zero, zero, zero, torch.tensor(50.0), zero + 0.5)[0] == 0
+
+
+class TestFalseDiscovery:
+    @pytest.mark.parametrize("correlation", [0.0, 0.5])
+    def test_rate_holds_with_correlated_units(self, correlation: float) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shares, found = [], []
+        for _ in range(300):
+            common = torch.randn(1, 10, generator=generator)
+            z = correlation**0.5 * common + (1 - correlation) ** 0.5 * torch.randn(100, 10, generator=generator)
+            true = torch.zeros(100, 10, dtype=torch.bool)
+            true[:20, 0] = True
+            passed = units_then_concepts(upper_tail(z + 4 * true), torch.ones(100, dtype=torch.bool), 0.05)
+            selected = passed.any(1)
+            false = (passed & ~true).sum(1)[selected] / passed.sum(1)[selected]
+            shares.append(float(false.sum()) / max(int(selected.sum()), 1))
+            found.append(float(passed[:20, 0].double().mean()))
+        error = np.std(shares) / math.sqrt(len(shares))
+        assert np.mean(shares) <= 0.05 + 3 * error
+        assert np.mean(found) > 0.6
+
+    def test_adjusted_p_values_equal_the_definition(self) -> None:
+        p = torch.rand(30, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 2
+        adjusted = benjamini_hochberg(p)
+        for level in (0.01, 0.05, 0.2, 0.5):
+            ordered = p.sort().values
+            passing = [k for k in range(1, 31) if ordered[k - 1] <= level * k / 30]
+            bar = float(ordered[max(passing) - 1]) if passing else -1.0
+            assert torch.equal(adjusted <= level, p <= bar)
+
+    def test_simes_p_values_are_not_smaller_than_uniform(self) -> None:
+        p = torch.rand(20000, 12, generator=torch.Generator().manual_seed(2))
+        not_smaller_than_uniform(simes(p))
+
+    def test_dead_units_are_not_tested(self) -> None:
+        p = torch.full((4, 3), 1e-9)
+        live = torch.tensor([True, False, True, False])
+        assert torch.equal(units_then_concepts(p, live, 0.05).any(1), live)
+        assert not units_then_concepts(p, torch.zeros(4, dtype=torch.bool), 0.05).any()
+
+    def test_exceedance_of_null_data_is_not_smaller_than_uniform(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        values = torch.randn(4000, 200, generator=generator).round(decimals=1)  # with ties
+        p = torch.stack([exceedance(row[:1], row[1:]) for row in values]).flatten()
+        not_smaller_than_uniform(p)
