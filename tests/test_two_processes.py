@@ -139,6 +139,15 @@ def test_two_processes_find_what_one_finds(pair: Pair, tmp_path: Path, options: 
     assert_same(first.latest, dissect(net, uneven_dictionary(), LAYERS, batch_size=BATCH, quantile=QUANTILE))
 
 
+def test_evidence_of_chance_is_that_of_one(pair: Pair, tmp_path: Path) -> None:
+    alone = fit(tmp_path / "alone", devices=1, level=0.05)
+    first, second = pair.results(fit, tmp_path / "pair", level=0.05)
+    assert_same(first.baseline, alone.baseline)
+    assert np.isfinite(first.baseline["body.2"].statistics["agreement"]).any()  # too few masks for more
+    assert np.isfinite(first.baseline["body.2"].statistics["group_z"]).any()
+    assert first.latest == second.latest
+
+
 def test_training_ends_in_the_same_bits(pair: Pair, tmp_path: Path) -> None:
     with_it = pair.results(fit, tmp_path / "with")
     without_it = pair.results(fit, tmp_path / "without", dissected=False)
