@@ -109,6 +109,7 @@ class Evidence:
             maps: ``[B, U, h, w]``.
             batch: Their images, of the dictionary.
         """
+        maps = maps.contiguous()  # channels last would be added up in another order
         shown = (batch.group >= 0).any(1)
         self._peaks.append(maps[shown].flatten(2).amax(2).float())
         self._shown.append(batch.index[shown].cpu())
@@ -154,7 +155,8 @@ class Evidence:
 
     def state(self) -> dict[str, Any]:
         """What has been gathered: plain data, to be joined with that of other processes."""
-        return {name: value for name, value in vars(self).items() if name not in ("_faces", "_places")}
+        own = {name: value for name, value in vars(self).items() if name not in ("_faces", "_places")}
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in own.items()}
 
     def join(self, states: Sequence[dict[str, Any]]) -> None:
         """Takes what several processes have gathered, this one among them, in place of its own."""

@@ -175,3 +175,24 @@ def test_strata_are_alike_in_the_other_labels() -> None:
     stratum = strata(faces, "skin_tone", torch.arange(3))
     assert stratum[0] == stratum[1] != stratum[2]
     assert strata(faces, "age", torch.arange(3)).unique().numel() == 1
+
+
+def test_what_processes_gathered_joins_to_the_whole() -> None:
+    faces = random_dictionary(images=60)
+    maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(1))
+    shares = [
+        Evidence(faces),
+        Evidence(faces),
+        Evidence(faces),
+    ]  # the last one is shown faces without local labels only
+    for rank, share in enumerate(shares[:2]):
+        for batch in faces.batches(20, shard=rank, num_shards=3):
+            share.update(maps[batch.index], batch)
+    for batch in faces.batches(20, shard=2, num_shards=3):
+        shares[2].update(maps[batch.index], batch)
+    assert len(shares[2].state()["_sums"]) == 0
+    states = [share.state() for share in shares]
+    for share in shares:
+        share.join(states)
+        for name, value in gather(faces, maps).items():
+            assert torch.allclose(share.compute()[name], value, atol=1e-4, equal_nan=True), name
