@@ -325,6 +325,11 @@ class HNDCallback(Callback):
                 self._files.resume(log_dir(trainer), trainer.global_step)
                 self.baseline = self._files.baseline() if self.baseline is None else self.baseline
         self.baseline = self._processes.first(self.baseline)
+        if self.baseline is not None and self.baseline.info["fingerprint"] != self.dictionary.fingerprint:
+            rank_zero_warn(
+                f"the run goes on with another dictionary ({self.dictionary}) than that of its earlier dissections "
+                f"({self.baseline.info['dictionary']}): its curves break here"
+            )
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         assert self.dictionary is not None

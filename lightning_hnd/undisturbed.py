@@ -75,10 +75,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _put_back(now: MutableMapping[str, Any], before: Mapping[str, Any]) -> None:
-    for name in [name for name in now if name not in before]:
+    found = dict(now)  # the buffers of a TorchScript module are less than a mapping
+    for name in found.keys() - before.keys():
         del now[name]
     for name, value in before.items():
-        if name not in now or now[name] is not value:
+        if name not in found or found[name] is not value:
             now[name] = value
 
 
