@@ -20,7 +20,13 @@ from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.faults import tolerated
 from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
-from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_stopping_at_nan, refuse_unknown
+from lightning_hnd.monitors import (
+    refuse_shared,
+    refuse_stale,
+    refuse_stopping_at_nan,
+    refuse_unknown,
+    warn_of_averaging,
+)
 from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, measure
 from lightning_hnd.processes import ALONE
 from lightning_hnd.report import scalars
@@ -200,6 +206,7 @@ class HNDCallback(Callback):
             rank_zero_warn("HNDCallback does nothing in Trainer(barebones=True), which measures raw speed")
         elif stage == TrainerFn.FITTING:
             refuse_stale(trainer, self._every_n_epochs)
+            warn_of_averaging(trainer, self)
             if self._tolerant:
                 refuse_stopping_at_nan(trainer)
 

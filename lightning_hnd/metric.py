@@ -434,8 +434,8 @@ def _lowest(trough: Tensor, batch: DictionaryBatch) -> Tensor:
 
 
 def _require_finite(peak: Tensor, trough: Tensor) -> None:
-    # further apart than the type holds, their difference is infinite: no interpolation is defined between them
-    bad = (~(peak - trough).isfinite()).any(0).nonzero().flatten().tolist()
+    # interpolating takes differences, and counting differences of these: they must be finite, too
+    bad = (~(4 * (peak - trough)).isfinite()).any(0).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
             f"{len(bad)} of {peak.shape[1]} units have activations that are NaN or infinite, or nearly (the first is "

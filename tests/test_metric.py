@@ -256,7 +256,7 @@ def test_bad_activations_are_named(dictionary: FaceDictionary) -> None:
     maps[3, 2, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"1 of 5 units have activations that are NaN or infinite.* unit 2"):
         metric.update(maps[:8], batch)
-    maps[3, 2, 0, :2] = torch.tensor([2e38, -2e38])  # their difference is infinite, so that nothing lies between
+    maps[3, 2, 0, :2] = torch.tensor([5e37, -5e37])  # the difference of such differences is infinite
     with pytest.raises(ValueError, match=r"1 of 5 units have activations that are .* or nearly .* unit 2"):
         metric.update(maps[:8], batch)
     with pytest.raises(ValueError, match="quantile must lie between 0 and 1"):
