@@ -55,9 +55,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     _refuse_lazy(model)
     modules = [(m, m.training, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
     held = [value for _, _, attributes, buffers in modules for value in (*attributes.values(), *buffers.values())]
-    tensors = [
-        (t, t.detach().clone()) for t in held if isinstance(t, Tensor) and not (t.requires_grad or t.is_inference())
-    ]
+    tensors = [(value, value.detach().clone()) for value in held if isinstance(value, Tensor) and _can_change(value)]
     lists = [(value, list(value)) for value in held if isinstance(value, list)]
     with kept_random_state(device_of(model)), torch.inference_mode(False), torch.no_grad():
         try:
@@ -72,6 +70,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 tensor.copy_(value)
             for whole, items in lists:
                 whole[:] = items
+
+
+def _can_change(tensor: Tensor) -> bool:
+    """Whether in place: an expanded tensor cannot, nor can one that was made in inference mode, or has a gradient."""
+    plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.requires_grad or tensor.is_inference())
+    return plain and not any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _put_back(now: MutableMapping[str, Any], before: Mapping[str, Any]) -> None:

@@ -233,6 +233,7 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were(model, dictionar
     model.train()
     model.layer1[0].bn.eval()  # a frozen batch norm
     model.register_buffer("calls", torch.zeros(()))
+    model.weight_of_each = torch.ones(1).expand(6)  # into which nobody can write
     if fails:
         nn.init.constant_(model.head.bias, torch.nan)
     modes = {name: module.training for name, module in model.named_modules()}
