@@ -57,9 +57,15 @@ def record(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list[A
     Args:
         model: The module.
         layers: Names, as :func:`resolve_layers` gives them.
+
+    Raises:
+        ValueError: If one of them is not there any more.
     """
     outputs: dict[str, list[Any]] = {}
     known = named_layers(model)
+    for name in layers:
+        if name not in known:
+            raise ValueError(f"layer {name!r} is not there any more; the model has changed since layers were chosen")
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -20,7 +20,13 @@ from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.faults import tolerated
 from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
-from lightning_hnd.monitors import refuse_shared, refuse_stale, refuse_stopping_at_nan, refuse_unknown
+from lightning_hnd.monitors import (
+    refuse_shared,
+    refuse_stale,
+    refuse_stopping_at_nan,
+    refuse_unknown,
+    warn_of_averaging,
+)
 from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, measure
 from lightning_hnd.processes import ALONE
 from lightning_hnd.report import scalars
@@ -205,6 +211,7 @@ class HNDCallback(Callback):
             rank_zero_warn("HNDCallback does nothing in Trainer(barebones=True), which measures raw speed")
         elif stage == TrainerFn.FITTING:
             refuse_stale(trainer, self._every_n_epochs)
+            warn_of_averaging(trainer, self)
             if self._tolerant:
                 refuse_stopping_at_nan(trainer)
 
@@ -331,6 +338,11 @@ class HNDCallback(Callback):
                 self._files.resume(log_dir(trainer), trainer.global_step)
                 self.baseline = self._files.baseline() if self.baseline is None else self.baseline
         self.baseline = self._processes.first(self.baseline)
+        if self.baseline is not None and self.baseline.info["fingerprint"] != self.dictionary.fingerprint:
+            rank_zero_warn(
+                f"the run goes on with another dictionary ({self.dictionary}) than that of its earlier dissections "
+                f"({self.baseline.info['dictionary']}): its curves break here"
+            )
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         assert self.dictionary is not None

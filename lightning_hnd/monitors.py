@@ -1,4 +1,4 @@
-"""Who acts on our scalars, and whether what they would read is there and new."""
+"""The other callbacks of a Trainer: what they read of us, whether it is there and new, and what they do to weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
 
 def monitors(trainer: pl.Trainer) -> list[tuple[str, str]]:
@@ -86,6 +87,19 @@ def refuse_shared(mine: Sequence[str], others: Sequence[str]) -> None:
             f"two HNDCallbacks of this Trainer would log {min(shared)!r}, and Lightning would log their mean; give "
             "them different layers or rules, or dissect with the second dictionary in another run"
         )
+
+
+def warn_of_averaging(trainer: pl.Trainer, callback: pl.Callback) -> None:
+    """Warns of averaged weights that are validated, and taken back before the callback sees them."""
+    averaging = getattr(pl.callbacks, "WeightAveraging", ())  # since lightning 2.6
+    callbacks = _callbacks(trainer)
+    for other in callbacks[: callbacks.index(callback)]:
+        if isinstance(other, averaging):
+            name = type(other).__name__
+            rank_zero_warn(
+                f"{name} stands before HNDCallback and takes its averaged weights back at the end of a validation, so "
+                f"that others than the validated ones are dissected: give callbacks=[HNDCallback(...), {name}(...)]"
+            )
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:

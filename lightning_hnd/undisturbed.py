@@ -1,14 +1,16 @@
-"""Leaving training as it was found: random numbers, modes, buffers, logs."""
+"""Leaving training as it was found: random numbers, modes, buffers and attributes, logs."""
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -39,38 +41,70 @@ def kept_random_state(device: torch.device | None = None) -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """While open the model is in evaluation mode without gradients; at the end all is as it was.
 
-    Restores, also after an exception, the random state, and the mode and the buffers of every submodule: a
-    forward pass may count or keep averages, and some modules refuse to leave training mode. Inference mode is
-    left for the time, since tensors made in it could not be used in training later.
+    Restores, also after an exception, the random state, and of every submodule the mode, the buffers and what else a
+    forward pass may count or keep in an attribute: numbers, tensors, lists (so do the metrics of torchmetrics), the
+    last output. Parameters are not copied: no forward pass should change them. Inference mode is left for the time,
+    since tensors made in it could not be used in training later.
 
     Args:
         model: The module that is about to run.
+
+    Raises:
+        ValueError: If a layer is lazy and has not run yet: the dictionary would give it its shape and random weights.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+    _refuse_lazy(model)
+    modules = [(m, m.training, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
+    held = [value for _, _, attributes, buffers in modules for value in (*attributes.values(), *buffers.values())]
+    tensors = [(value, value.detach().clone()) for value in held if isinstance(value, Tensor) and _can_change(value)]
+    lists = [(value, list(value)) for value in held if isinstance(value, list)]
     with kept_random_state(device_of(model)), torch.inference_mode(False), torch.no_grad():
         try:
             model.eval()
             yield
         finally:
-            for module, training in modes:
-                module.training = training
-            for module, name, buffer, value in buffers:
-                buffer.copy_(value)
-                module._buffers[name] = buffer
+            for module, training, attributes, buffers in modules:
+                _put_back(vars(module), attributes)
+                _put_back(module._buffers, buffers)
+                module.training = training  # of a TorchScript module it is no attribute
+            for tensor, value in tensors:
+                tensor.copy_(value)
+            for whole, items in lists:
+                whole[:] = items
+
+
+def _can_change(tensor: Tensor) -> bool:
+    """Whether in place: an expanded tensor cannot, nor can one that was made in inference mode, or has a gradient."""
+    plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.requires_grad or tensor.is_inference())
+    return plain and not any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _put_back(now: MutableMapping[str, Any], before: Mapping[str, Any]) -> None:
+    found = dict(now)  # the buffers of a TorchScript module are less than a mapping
+    for name in found.keys() - before.keys():
+        del now[name]
+    for name, value in before.items():
+        if name not in found or found[name] is not value:
+            now[name] = value
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name!r} is lazy: the layer has not run yet and would take its shape and weights from the "
+                "dictionary. Run the model on one batch before, for instance in configure_model"
+            )
 
 
 @contextlib.contextmanager
 def unlogged(module: nn.Module) -> Iterator[None]:
     """While open, what the module logs in its forward goes nowhere: the dictionary is not its data."""
     silent = dict.fromkeys(("log", "log_dict"), lambda *_args, **_kwargs: None)
+    own = {name: value for name, value in vars(module).items() if name in silent}
     vars(module).update(silent)
     try:
         yield
     finally:
         for name in silent:
             del vars(module)[name]
+        vars(module).update(own)

@@ -226,6 +226,33 @@ def test_a_plateau_scheduler_on_a_stale_or_unknown_key_is_refused(tmp_path: Path
         trainer(tmp_path, HNDCallback(random_dictionary())).fit(net, *data())
 
 
+@pytest.mark.skipif(not hasattr(L.pytorch.callbacks, "EMAWeightAveraging"), reason="since lightning 2.6")
+def test_averaged_weights_are_dissected_where_they_are_validated(tmp_path: Path) -> None:
+    class Seen(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of: list[Tensor] = []
+
+        def validation_step(self, batch: list[Tensor], index: int) -> None:
+            self.of.append(self.body[0].weight.clone())
+            super().validation_step(batch, index)
+
+    def forward(net: Seen, images: Tensor) -> None:
+        dissected.append(net.body[0].weight.clone())
+        net(images)
+
+    for late in (False, True):
+        dissected: list[Tensor] = []
+        callback, net = HNDCallback(random_dictionary(), forward_fn=forward), Seen()
+        pair = [callback, L.pytorch.callbacks.EMAWeightAveraging(decay=0.5)]
+        run = trainer(tmp_path, *(pair[::-1] if late else pair), max_epochs=1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.fit(net, *data())
+        assert torch.equal(dissected[-1], net.of[-1]) is not late
+        assert any("EMAWeightAveraging stands before" in str(warning.message) for warning in caught) is late
+
+
 def test_a_run_without_validation_is_told(tmp_path: Path) -> None:
     callback = HNDCallback(random_dictionary())
     with pytest.warns(UserWarning, match="dissects at validation, and this run has none"):

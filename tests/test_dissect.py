@@ -203,6 +203,20 @@ def test_forward_fn_runs_the_model_another_way(model, dictionary) -> None:
     assert len(ours["teacher"].units) == 4
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_part_keeps_its_mode_and_its_averages(dictionary) -> None:
+    scripted = torch.jit.script(nn.BatchNorm2d(6))
+    model = nn.Sequential(nn.Conv2d(3, 6, 4, stride=4), scripted)
+    before = copy.deepcopy(model.state_dict())
+
+    def forward(model: nn.Module, images: Tensor) -> None:
+        model.train()(images)
+
+    dissect(model, dictionary, layers="0", forward_fn=forward)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert scripted.training
+
+
 @pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch < 2.6 refuses compiled modules")
 def test_compiled_modules_are_seen_through(model, dictionary) -> None:
     expected = dissect(model, dictionary, "layer1.0")
@@ -219,6 +233,7 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were(model, dictionar
     model.train()
     model.layer1[0].bn.eval()  # a frozen batch norm
     model.register_buffer("calls", torch.zeros(()))
+    model.weight_of_each = torch.ones(1).expand(6)  # into which nobody can write
     if fails:
         nn.init.constant_(model.head.bias, torch.nan)
     modes = {name: module.training for name, module in model.named_modules()}

@@ -254,7 +254,10 @@ def test_bad_activations_are_named(dictionary: FaceDictionary) -> None:
     with pytest.raises(ValueError, match=r"maps \[U, h, w\] were \[5, 4, 6\] and are now \[5, 4, 5\]"):
         metric.update(maps[:8, ..., :5], batch)
     maps[3, 2, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"1 of 5 units have activations that are NaN or infinite .* unit 2"):
+    with pytest.raises(ValueError, match=r"1 of 5 units have activations that are NaN or infinite.* unit 2"):
+        metric.update(maps[:8], batch)
+    maps[3, 2, 0, :2] = torch.tensor([5e37, -5e37])  # the difference of such differences is infinite
+    with pytest.raises(ValueError, match=r"1 of 5 units have activations that are .* or nearly .* unit 2"):
         metric.update(maps[:8], batch)
     with pytest.raises(ValueError, match="quantile must lie between 0 and 1"):
         DissectionMetric(quantile=2)

@@ -18,7 +18,7 @@ import torch
 from conftest import random_dictionary
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from runs import TENSORS_ONLY, Net, data, trainer
+from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import nn
 
 from lightning_hnd import Dissection, HNDCallback
@@ -182,6 +182,27 @@ def test_a_run_that_was_moved_is_found(tmp_path: Path, never_killed: list[Dissec
     (tmp_path / "here").rename(tmp_path / "there")
     fit(tmp_path / "there", resume=True)
     assert list(history(tmp_path / "there/hnd")) == never_killed
+
+
+def test_a_trainer_that_goes_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(tmp_path: Path) -> None:
+    callback = HNDCallback(random_dictionary())
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    run, net = trainer(tmp_path, callback, keep, max_epochs=3), Net()
+    run.fit(net, *data())
+    baseline = callback.baseline
+    run.fit(net, *data(batch_size=16), ckpt_path=tmp_path / "epoch=0.ckpt", **TENSORS_ONLY)  # two steps an epoch
+    assert callback.baseline == baseline
+    assert [d.info["step"] for d in history(tmp_path / "hnd")] == [0, 4, 6, 8]
+    assert [d.info["step"] for d in history(tmp_path / "hnd/superseded")] == [8, 12]
+
+
+def test_a_run_that_goes_on_with_another_dictionary_is_told(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="last")
+    first, second = (HNDCallback(size=SIZE, max_images=40, std=std) for std in (0.5, 1.0))
+    trainer(tmp_path, first, keep, max_epochs=1).fit(Net(), *data())
+    with pytest.warns(UserWarning, match="goes on with another dictionary .* its curves break here"):
+        trainer(tmp_path, second).fit(Net(), *data(), ckpt_path=tmp_path / "last.ckpt", **TENSORS_ONLY)
+    assert second.baseline == first.baseline
 
 
 def test_damaged_and_lost_files_are_reported_and_passed_over(tmp_path: Path, never_killed: list[Dissection]) -> None:

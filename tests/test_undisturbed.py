@@ -15,6 +15,7 @@ from conftest import random_dictionary
 from runs import Net, data, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import MeanMetric
 
 from lightning_hnd import HNDCallback
 from lightning_hnd.faults import out_of_memory
@@ -181,3 +182,61 @@ def test_want_of_memory_is_raised_whatever_on_error_says(tmp_path: Path, error: 
         run.fit(Net(), *data())
     assert out_of_memory(raised.value)
     assert run.global_step == 4
+
+
+class Remembering(Net):
+    """Keeps in its forward whatever a forward may keep: a metric's state, a number, a list, an output, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.brightness, self.seen, self.sizes = MeanMetric(), 0, []
+        self.reported: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "scale"):  # set by the first batch
+            self.register_buffer("scale", x.std().detach())
+        self.brightness.update(x.mean())
+        self.seen += len(x)
+        self.sizes.append(len(x))
+        self.shown = x
+        return super().forward(x / self.scale)
+
+    def on_validation_epoch_end(self) -> None:
+        self.reported += [self.brightness.compute(), self.seen, list(self.sizes), self.shown]
+
+
+def test_what_a_forward_keeps_is_of_the_models_own_images(tmp_path: Path) -> None:
+    nets = []
+    for callbacks in ((), (HNDCallback(random_dictionary()),)):
+        L.seed_everything(0, verbose=False)
+        nets.append(Remembering())
+        trainer(tmp_path, *callbacks, num_sanity_val_steps=0).fit(nets[-1], *data())
+    torch.testing.assert_close(nets[1].reported, nets[0].reported, rtol=0, atol=0)
+    torch.testing.assert_close(nets[1].state_dict(), nets[0].state_dict(), rtol=0, atol=0)
+
+
+class Shrinking(Net):
+    """Loses a layer after its first epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.append(nn.Conv2d(6, 6, 1))
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.body.pop(-1)
+
+
+def test_no_hook_is_left_behind_where_a_layer_has_gone(tmp_path: Path) -> None:
+    net = Shrinking()
+    callback = HNDCallback(random_dictionary(), layers=["body.0", "body.3"], on_error="warn")
+    with pytest.warns(UserWarning, match=r"layer 'body.3' is not there any more"):
+        trainer(tmp_path, callback).fit(net, *data())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_the_dictionary_does_not_give_lazy_layers_their_weights(tmp_path: Path) -> None:
+    net = Net()
+    net.body = nn.Sequential(nn.LazyConv2d(6, 4, 4), nn.ReLU())
+    with pytest.raises(ValueError, match=r"'body.0.weight' is lazy: .* Run the model on one batch before"):
+        trainer(tmp_path, HNDCallback(random_dictionary()), num_sanity_val_steps=0).fit(net, *data())

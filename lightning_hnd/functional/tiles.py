@@ -168,7 +168,8 @@ def firing_words(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) 
     rounding matters. Any other row is asked pixel by pixel what the definition asks.
 
     Args:
-        padded: ``[R, h + 2, w + 2]``, maps with their border cells repeated.
+        padded: ``[R, h + 2, w + 2]``, maps with their border cells repeated; the cells of a map lie apart by less than
+            a quarter of what their type holds.
         level: ``[R]``, of the type of the maps.
         blocks: Which blocks of them.
         grid: Their grid.
