@@ -192,19 +192,19 @@ def measure(
                         forward(model, images.to(device), forward_fn)
                 with processes.together(SHOWING):
                     if batch is not None:
-                        take_in(batch, {name: outputs[name] for name in names}, found)
+                        for name in names:
+                            take_in(name, outputs, batch, found.get(name))
+                        _keep_within(budget, metrics.values())
 
-    def take_in(batch: DictionaryBatch, outputs: Mapping[str, list[Any]], found: Mapping[str, Evidence]) -> None:
+    def take_in(name: str, outputs: Mapping[str, list[Any]], batch: DictionaryBatch, found: Evidence | None) -> None:
         labels = batch.to(counting)
-        for name in outputs:
-            maps = unit_maps(name, outputs, len(batch.index), grid).to(counting)
-            try:
-                metrics[name].update(maps, labels)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from error
-            if name in found:
-                found[name].update(maps, labels)
-        _keep_within(budget, metrics.values())
+        maps = unit_maps(name, outputs, len(batch.index), grid).to(counting)
+        try:
+            metrics[name].update(maps, labels)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+        if found is not None:
+            found.update(maps, labels)
 
     with undisturbed(model):
         processes.share_buffers(model)
