@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import filecmp
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -146,6 +147,33 @@ def test_held_out_people_are_in_no_other_dictionary(tmp_path: Path) -> None:
     assert [b.datacard["held_out"] for b in built] == [False, True]
 
 
+def test_a_file_and_its_copy_are_not_on_both_sides(tmp_path: Path) -> None:
+    root = make_utkface(tmp_path / "utk")
+    for path in sorted(root.iterdir()):
+        shutil.copy(path, path.with_name(path.name.replace(".jpg.chip", "9.jpg.chip")))  # where nobody says who it is
+    source = SourceOptions("utkface", root)
+    built = build_dictionary(tmp_path / "out", [source], held_out=0.5, per_group=12, progress=False)
+    files = [{path.read_bytes() for path in b.path.rglob("*.jpg")} for b in built]
+    assert all(files)
+    assert not files[0] & files[1]
+
+
+def test_two_pictures_of_one_name_do_not_come_in_one_place(tmp_path: Path) -> None:
+    root = tmp_path / "faces"
+    root.mkdir()
+    labels, landmarks = ["image,Smiling"], [LANDMARK_HEADER]
+    for i in range(8):
+        name = f"{i // 2}.{('jpg', 'png')[i % 2]}"
+        draw_face((100, 100), i).save(root / name)
+        labels.append(f"{name},{i % 2}")
+        landmarks.append(landmark_row(name, landmarks_in((100, 100), i)))
+    (root / "labels.csv").write_text("\n".join(labels))
+    (root / "landmarks_68.csv").write_text("\n".join(landmarks))
+    faces = build(tmp_path, [SourceOptions("pictures", root)])
+    assert len(faces) == 4
+    assert "its name but for the ending (4 times, first: 0.png)" in " ".join(faces.datacard["sources"][0]["findings"])
+
+
 @pytest.mark.parametrize("form", ["partition", "list", "folder"])
 def test_nobody_of_the_training_set_is_in_it(tmp_path: Path, form: str) -> None:
     root = make_celeba(tmp_path / "celeba", faces=30)
@@ -217,6 +245,33 @@ def test_celebamask_hq_as_it_is_released(tmp_path: Path) -> None:
     ids[100:120, 80:180] = True
     np.testing.assert_array_equal(np.asarray(Image.open(folders[0] / "Eyeglasses.png")) > 0, ids)
     assert (np.asarray(Image.open(folders[0] / "Double_Chin.png")) > 0).any()  # by a mean face over the masks
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_people_of_celebamask_hq_are_those_of_celeba(tmp_path: Path, mapped: bool) -> None:
+    """Picture 0 is one of person 0, of whom the model saw another one; of picture 1 nobody is known to be seen."""
+    celeba = make_celeba(tmp_path / "celeba")
+    (celeba / "identity_CelebA.txt").write_text("".join(f"{i + 1:06d}.jpg {i // 3}\n" for i in range(12)))
+    synthetic, root = make_facesynthetics(tmp_path / "synthetic"), tmp_path / "hq"
+    root.mkdir()
+    for i in range(2):
+        Image.open(synthetic / f"{i:06d}.png").save(root / f"{i}.jpg")
+        ids = np.array(Image.open(synthetic / f"{i:06d}_seg.png"))
+        of = np.array([0, 1, 2, 4, 5, 6, 7, 0, 0, 0, 10])  # FaceSynthetics' numbers in the order of CelebAMask-HQ
+        Image.fromarray(of[np.minimum(ids, 10)].astype(np.uint8)).save(root / f"{i}.png")
+    if mapped:
+        (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text(
+            "idx orig_idx orig_file\n0 0 000001.jpg\n1 5 000006.jpg\n"
+        )
+    (tmp_path / "train.txt").write_text("000002.jpg\n")
+    sources = [SourceOptions("celeba", celeba), SourceOptions("celebamask_hq", root)]
+    built = build_dictionary(tmp_path / "out", sources, training_set=tmp_path / "train.txt", progress=False)
+    found = {row["file"]: row["identity"] for row in rows_of(tmp_path / "out/non_localizable/labels.csv")}
+    assert not {"000001.jpg", "000002.jpg", "000003.jpg"} & set(found)
+    assert {name: found.get(name) for name in ("0.jpg", "1.jpg")} == (
+        {"0.jpg": None, "1.jpg": "1"} if mapped else {"0.jpg": "", "1.jpg": ""}
+    )
+    assert any("may be in CelebA, too" in finding for finding in built[0].findings[""]) is not mapped
 
 
 def test_action_units_of_any_folder_of_pictures(tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def names_of(training_set: Path, findings: Findings) -> frozenset[str]:
     return frozenset(Path(name).name for name in names)
 
 
+def identities(sources: Iterable[SourceOptions]) -> dict[str, str]:
+    """Who is in each picture of CelebA, as far as the folders of the sources tell."""
+    celeba = [source for source in sources if source.kind in ("celeba", "celebamask_hq")]
+    return {name: person for source in celeba for name, person in read_identities(source, Findings()).items()}
+
+
 def leave_out(
     faces: Sequence[Face], names: frozenset[str], sources: Iterable[SourceOptions], findings: Findings
 ) -> list[Face]:
@@ -51,8 +57,7 @@ def leave_out(
         sources: Where identities can be looked up of pictures that are not among the faces.
         findings: Gets what was left out.
     """
-    celeba = [source for source in sources if source.kind in ("celeba", "celebamask_hq")]
-    who = {name: person for source in celeba for name, person in read_identities(source, Findings()).items()}
+    who = identities(sources)
 
     def trained_on(face: Face) -> bool:
         return face.picture.name in names or (face.original is not None and face.original in names)
