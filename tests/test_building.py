@@ -25,6 +25,8 @@ from sources import (
 
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.building import SourceOptions, build_dictionary
+from lightning_hnd.building.choosing import choose
+from lightning_hnd.building.faces import Face
 from lightning_hnd.building.matching import match_groups
 from lightning_hnd.building.skin import skin_tone, to_lab, typology_angle
 from lightning_hnd.cli import main
@@ -145,6 +147,29 @@ def test_held_out_people_are_in_no_other_dictionary(tmp_path: Path) -> None:
     assert not people[0] & people[1]
     assert [b.path.name for b in built] == ["out", "out-held-out"]
     assert [b.datacard["held_out"] for b in built] == [False, True]
+
+
+def test_whoever_asks_for_more_does_not_get_less() -> None:
+    """Of few Indians, nearly all dark, the ages must not take those that the ethnicities need."""
+    rng = np.random.default_rng(0)
+    shares = {"white": (0.5, 0.2), "black": (0.2, 0.95), "asian": (0.24, 0.3), "indian": (0.06, 0.9)}
+    faces = []
+    for i in range(2000):
+        ethnicity = str(rng.choice(list(shares), p=[share for share, _ in shares.values()]))
+        groups = {
+            "ethnicity": ethnicity,
+            "skin_tone": "dark" if rng.random() < shares[ethnicity][1] else "bright",
+            "age": str(rng.choice(PAPER.global_[PAPER.global_index("age")].groups)),
+            "gender": str(rng.choice(["Male", "Female"])),
+        }
+        faces.append(Face("made up", Path(), Path(f"{i}.jpg"), groups=groups))
+    fewest = []
+    for per_group in (10, 20, 40, 80):
+        choice = choose(faces, np.arange(len(faces)), per_concept=1, per_group=per_group, seed=0)
+        count = Counter(role for role in choice.roles.values() if role[0] != "ethnicity")
+        assert all(not matched.not_on for matched in choice.matched.values())
+        fewest.append(min(count.values()))
+    assert fewest == [10, 20, 40, 80]
 
 
 def test_a_file_and_its_copy_are_not_on_both_sides(tmp_path: Path) -> None:

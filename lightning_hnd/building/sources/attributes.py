@@ -29,8 +29,8 @@ def read_attributes(path: Path, findings: Findings, at_least: float = 1.0) -> Ma
     """Reads labels of pictures.
 
     Columns that name a concept of the paper say whether it is there: 1 or 0, 1 or -1; of action units also an
-    intensity. They may be called ``AU_1``, ``AU1``, ``AU01`` or ``AU 1``; of OpenFace's ``AU01_c`` and ``AU01_r`` the first counts.
-    ``Male`` or ``gender`` gives the gender. All other columns are kept as labels.
+    intensity. They may be called ``AU_1``, ``AU1``, ``AU01`` or ``AU 1``; of OpenFace's ``AU01_c`` and ``AU01_r`` the
+    first counts. ``Male`` or ``gender`` gives the gender. All other columns are kept as labels.
 
     Absence is a label, so a picture is labelled in a kind of concepts only if every column of the kind is known.
 
