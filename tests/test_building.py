@@ -219,6 +219,25 @@ def test_nobody_of_the_training_set_is_in_it(tmp_path: Path, form: str) -> None:
     assert "3 pictures and 3 people left out" in built[0].findings[""][0]
 
 
+@pytest.mark.parametrize("given", ["fairface/train", "fairface/fairface_label_train.csv", "names.txt"])
+def test_pictures_of_one_name_in_two_folders_are_told_apart(tmp_path: Path, given: str) -> None:
+    """FairFace names the pictures of both of its parts 1.jpg, 2.jpg, ..."""
+    root = tmp_path / "fairface"
+    for part, seed in (("train", 0), ("val", 100)):
+        (root / part).mkdir(parents=True)
+        lines = ["file,age,gender,race,service_test"]
+        for i in range(8):
+            draw_face((64, 64), seed + i).save(root / part / f"{i + 1}.jpg")
+            lines.append(f"{part}/{i + 1}.jpg,20-29,{('Male', 'Female')[i % 2]},White,True")
+        (root / f"fairface_label_{part}.csv").write_text("\n".join(lines))
+    (tmp_path / "names.txt").write_text("\n".join(f"1/{i + 1}.jpg" for i in range(2)))  # somebody's own folder: any
+    source = SourceOptions("fairface", root)
+    build_dictionary(tmp_path / "out", [source], training_set=tmp_path / given, progress=False)
+    used = {row["file"] for row in rows_of(tmp_path / "out/non_localizable/labels.csv")}
+    parts = ("train", "val") if given == "names.txt" else ("val",)
+    assert used == {f"{part}/{i + 1}.jpg" for part in parts for i in range(2 if given == "names.txt" else 0, 8)}
+
+
 def test_five_landmarks_do_where_there_are_no_more(tmp_path: Path) -> None:
     root = make_celeba(tmp_path / "celeba")
     (root / "landmarks_68.csv").unlink()

@@ -151,7 +151,7 @@ def _validate(
 
 def _read(sources: Sequence[SourceOptions], findings: Mapping[str, Findings], progress: bool) -> list[Face]:
     """All faces, in the order of their sources and names; one picture of two sources with its true masks only."""
-    faces = []
+    faces: list[Face] = []
     for source in tqdm(sources, "Reading sources", leave=False, disable=None if progress else True):
         found = READERS[source.kind](source, findings[source.name])
         faces.extend(
