@@ -63,6 +63,15 @@ def bomb(root: Path) -> None:
     claim_size(root / FIRST, 400_000, 400_000)
 
 
+def postscript(root: Path) -> None:
+    """Pillow would hand it to Ghostscript."""
+    convert(root, lambda image: image, "EPS")
+
+
+def thirty_two_bits(root: Path) -> None:
+    convert(root, lambda image: image.convert("F"), "TIFF")
+
+
 def link_outside(root: Path) -> None:
     draw_face(SIZE, 99).save(root.parent / "secret.jpg")
     (root / FIRST).unlink()
@@ -151,8 +160,10 @@ LEFT_OUT = {
     truncated: "cannot be read as a picture",
     zero_bytes: "the file is empty",
     text_for_a_picture: "cannot be read as a picture",
-    huge: "12000 x 9000 pixels, more than 64 Mi",
+    huge: "12000 x 9000 pixels, more than 50 million",
     bomb: "too many pixels",
+    postscript: "cannot identify image file",
+    thirty_two_bits: "numbers of 32 bits, whose range is not known",
     link_outside: "leads out of the folder",
     path_outside: "leads out of the folder",
     absolute_path: "leads out of the folder",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -184,6 +185,16 @@ def test_a_damaged_file_is_made_anew(folder: Path, reads: list[Path], keep: floa
     assert len(reads) == 3
 
 
+def test_git_does_not_see_it(folder: Path) -> None:
+    git = ["git", "-C", str(folder)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    FaceDictionary.from_folder(folder, size=8)
+    listed = [*git, "status", "--porcelain", "--untracked-files=all"]
+    seen = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    assert "original.png" in seen
+    assert PACKED not in seen
+
+
 def test_few_sizes_are_kept(folder: Path) -> None:
     for size in range(8, 16):
         FaceDictionary.from_folder(folder, size=size)
@@ -266,4 +277,4 @@ def test_processes_that_come_together_decode_once(folder: Path, lock: type[FileL
     assert [process.exitcode for process in processes] == [0] * 4
     assert 1 <= decoded.value <= at_most
     assert [path.suffix for path in (folder / PACKED).iterdir()].count(".npz") == 1
-    assert not list((folder / PACKED).glob(".*"))
+    assert not list((folder / PACKED).glob(".*.npz.*"))

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from lightning_hnd.building import geometry
 from lightning_hnd.building.choosing import Choice, Role, choose, is_held_out
-from lightning_hnd.building.exclusion import leave_out, names_of
+from lightning_hnd.building.exclusion import identities, leave_out, names_of
 from lightning_hnd.building.faces import Face
 from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.pictures import open_picture, read_file
@@ -121,7 +121,7 @@ def build_dictionary(
                 share = 1.0 if path == targets[0] else held_out / (1 - held_out)
                 limits = max(1, round(per_concept * share)), max(1, round(per_group * share))
                 drafts.append(_Draft(path, faces, np.flatnonzero(mine), limits, largest_side, seed, findings))
-                drafts[-1].write(progress)
+                drafts[-1].write(progress, {i: w for draft in drafts[:-1] for i, (_, w) in draft.written.items()})
                 drafts[-1].finish(_card(drafts[-1], sources, options))
             return tuple(draft.move() for draft in drafts)
         finally:
@@ -151,10 +151,13 @@ def _validate(
 
 def _read(sources: Sequence[SourceOptions], findings: Mapping[str, Findings], progress: bool) -> list[Face]:
     """All faces, in the order of their sources and names; one picture of two sources with its true masks only."""
-    faces = []
+    faces: list[Face] = []
     for source in tqdm(sources, "Reading sources", leave=False, disable=None if progress else True):
         found = READERS[source.kind](source, findings[source.name])
-        faces.extend(sorted(found, key=lambda face: face.name))
+        faces.extend(
+            _one_of_each_name(sorted(found, key=lambda face: (face.name, face.picture.suffix)), findings[source.name])
+        )
+    faces = _with_originals(faces, sources, findings[GENERAL])
     with_masks = {face.original for face in faces if face.original and face.regions is not None}
     kept = [face for face in faces if face.regions is not None or face.original not in with_masks]
     for _ in range(len(faces) - len(kept)):
@@ -163,6 +166,32 @@ def _read(sources: Sequence[SourceOptions], findings: Mapping[str, Findings], pr
         said = "; ".join(f"{name}: {', '.join(found)}" for name, found in findings.items() if list(found))
         raise ValueError(f"none of the sources has a face that can be used. {said}")
     return kept
+
+
+def _one_of_each_name(faces: Sequence[Face], findings: Findings) -> Iterator[Face]:
+    """The faces but those that only the ending of the file tells from another: they would be written to one place."""
+    seen: set[str] = set()
+    for face in faces:
+        if face.name in seen:
+            findings.add("picture left out: another one has its name but for the ending", face.picture.name)
+        else:
+            seen.add(face.name)
+            yield face
+
+
+def _with_originals(faces: Sequence[Face], sources: Sequence[SourceOptions], findings: Findings) -> list[Face]:
+    """The faces, those of CelebAMask-HQ with the identities that CelebA's folder tells."""
+    kinds = {source.name: source.kind for source in sources}
+    if "celeba" in kinds.values():
+        for face in faces:
+            if kinds[face.source] == "celebamask_hq" and face.original is None:
+                what = "it may be in CelebA, too: CelebA-HQ-to-CelebA-mapping.txt does not tell which picture it is"
+                findings.add(what, face.picture.name)
+    who = identities(sources)
+    return [
+        replace(face, identity=who[face.original]) if face.identity is None and face.original in who else face
+        for face in faces
+    ]
 
 
 def _with_skin_tone(faces: Sequence[Face], findings: Mapping[str, Findings], progress: bool) -> list[Face]:
@@ -211,8 +240,13 @@ class _Draft:
         self.choice = Choice({}, {})
         self.written: dict[int, tuple[Role, Written]] = {}
 
-    def write(self, progress: bool) -> None:
-        """Writes the faces that are chosen, and others for those that cannot be used, until all can be."""
+    def write(self, progress: bool, elsewhere: Mapping[int, Written]) -> None:
+        """Writes the faces that are chosen, and others for those that cannot be used, until all can be.
+
+        Args:
+            progress: Whether to show progress bars.
+            elsewhere: The faces of the dictionary from which this one is held out; equal files are left out.
+        """
         self.aside.mkdir(parents=True)
         bad: set[int] = set()
         while True:
@@ -225,7 +259,7 @@ class _Draft:
             for i in [i for i, (role, _) in self.written.items() if self.choice.roles.get(i) != role]:
                 self._remove(i)
             new = [i for i in self.choice.roles if i not in self.written]
-            failed = self._write(new, progress) | self._twins()
+            failed = self._write(new, progress) | self._twins(elsewhere)
             if not failed:
                 return
             bad |= failed
@@ -246,9 +280,9 @@ class _Draft:
                 self.findings[self.faces[i].source].add(f"picture left out: {result}", self.faces[i].name)
         return failed
 
-    def _twins(self) -> set[int]:
-        """Removes all but the first of files that are equal byte by byte."""
-        first: dict[str, int] = {}
+    def _twins(self, elsewhere: Mapping[int, Written]) -> set[int]:
+        """Removes all but the first of files that are equal byte by byte, and those that are elsewhere."""
+        first = {written.digest: i for i, written in elsewhere.items()}
         twins = set()
         for i in sorted(self.written):
             if (other := first.setdefault(self.written[i][1].digest, i)) != i:

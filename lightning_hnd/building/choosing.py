@@ -101,15 +101,22 @@ def _match_all(faces: Sequence[Face], free: Mask, order: Codes, per_group: int) 
     names = [concept.name for concept in PAPER.global_]
     eligible = {name: _eligible(faces, free, labels[name]) for name in names}
 
-    def match(name: str, available: Mask, per_group: int) -> Matched:
+    def match(name: str, available: Mask, per_group: int, always: Sequence[str] = ("source",)) -> Matched:
         group = np.where(available & eligible[name], labels[name], -1)
         others = {other: codes for other, codes in labels.items() if other != name}
-        return match_groups(group, others, per_group=per_group, order=order, always=("source",))
+        return match_groups(group, others, per_group=per_group, order=order, always=always)
+
+    def supply(name: str) -> float:
+        """Images of each group, matched on everything, if it had all faces to itself and no limit."""
+        matched = match(name, free, len(faces), tuple(labels))
+        return len(matched.index) / max(1, len(np.unique(matched.group)))
+
+    scarcest_first = sorted(names, key=supply)
 
     def match_each(most: int) -> tuple[dict[str, Matched], bool]:
         alone = {name: match(name, free, most) for name in names}
         available, result, suffices = free.copy(), {}, True
-        for name in sorted(names, key=lambda name: len(alone[name].index)):
+        for name in scarcest_first:
             result[name] = match(name, available, most)
             available[result[name].index] = False
             suffices &= len(result[name].index) >= _ENOUGH * len(alone[name].index)

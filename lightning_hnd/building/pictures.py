@@ -11,10 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from lightning_hnd.dictionary.layout import PICTURE_SUFFIXES
-
-MOST_PIXELS = 64 * 2**20
-"""A larger picture is not decoded."""
-
+from lightning_hnd.dictionary.pixels import FORMATS, MAX_PIXELS
 
 MOST_BYTES = 2**28
 """A larger file is not read."""
@@ -90,10 +87,14 @@ def open_picture(contents: bytes, largest_side: int | None = None) -> Opened:
     if not contents:
         raise ValueError("the file is empty")
     try:
-        with Image.open(io.BytesIO(contents)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                most = f"{MOST_PIXELS // 2**20} Mi"
-                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most}; make it smaller")
+        with Image.open(io.BytesIO(contents), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million; make it "
+                    "smaller"
+                )
+            if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # "I" of a PNG has 16 in Pillow < 11
+                raise ValueError("it holds numbers of 32 bits, whose range is not known; save it with eight a channel")
             plain = image.mode in ("RGB", "L") and image.format in ("JPEG", "PNG")
             width, height = image.size
             if largest_side is not None:
@@ -111,10 +112,8 @@ def open_picture(contents: bytes, largest_side: int | None = None) -> Opened:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more
-        values = np.asarray(image).astype(np.float64)
-        top = 65535 if image.mode.startswith("I") else max(float(values.max()), 1.0)
-        image = Image.fromarray((values * (255 / top)).clip(0, 255).round().astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -128,8 +127,8 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8]:
         ValueError: If it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"it has {image.width} x {image.height} pixels")
             values = np.asarray(image)
     except Exception as error:  # Pillow raises many kinds for a damaged file

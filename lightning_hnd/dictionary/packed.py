@@ -149,6 +149,7 @@ def _save(path: Path, made: PackedDictionary) -> None:
     facts = np.frombuffer(json.dumps(made.facts).encode(), np.uint8)
     with whole_file(path) as file:
         np.savez(file, allow_pickle=False, facts=facts, **arrays)
+    (path.parent / ".gitignore").write_text("*\n")  # gigabytes that anybody can make again
 
 
 def _load(path: Path) -> PackedDictionary | None:

@@ -19,7 +19,9 @@ from lightning_hnd.dictionary.layout import Entry
 MAX_PIXELS = 50_000_000
 """A larger picture is refused before it is decoded: a small file can hold one that fills the memory."""
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""No other one is decoded, whatever a file is called: Pillow hands some to other programs (EPS to Ghostscript)."""
+
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _NUMBERS = ("1", "L", "I", "F", *_SIXTEEN_BITS)
 
@@ -103,7 +105,7 @@ def in_threads(
 
 def _open(root: Path, name: str, report: Report) -> Image.Image | None:
     try:
-        with Image.open(root / name, formats=_FORMATS) as image:
+        with Image.open(root / name, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 problem = f"is {width} x {height} pixels, more than the {MAX_PIXELS} that are decoded; make it smaller"

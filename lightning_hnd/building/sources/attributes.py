@@ -28,16 +28,16 @@ class Labelled:
 def read_attributes(path: Path, findings: Findings, at_least: float = 1.0) -> Mapping[str, Labelled]:
     """Reads labels of pictures.
 
-    Columns that name a concept of the paper say whether it is there: 1 or 0, 1 or -1, or an intensity. Action units
-    may be called ``AU_1``, ``AU1``, ``AU01`` or ``AU 1``; of OpenFace's ``AU01_c`` and ``AU01_r`` the first counts.
-    ``Male`` or ``gender`` gives the gender. All other columns are kept as labels.
+    Columns that name a concept of the paper say whether it is there: 1 or 0, 1 or -1; of action units also an
+    intensity. They may be called ``AU_1``, ``AU1``, ``AU01`` or ``AU 1``; of OpenFace's ``AU01_c`` and ``AU01_r`` the
+    first counts. ``Male`` or ``gender`` gives the gender. All other columns are kept as labels.
 
     Absence is a label, so a picture is labelled in a kind of concepts only if every column of the kind is known.
 
     Args:
         path: The table.
         findings: Gets what could not be used.
-        at_least: Intensity from which an action unit or attribute counts as there.
+        at_least: Intensity from which an action unit counts as there. Attributes have none: from 1 on they are there.
 
     Raises:
         ValueError: If no column names a concept.
@@ -82,7 +82,7 @@ def _read_row(
     labels = {}
     for i, name in names.items():
         try:
-            present = truth(row[i], at_least)
+            present = truth(row[i], at_least if _KIND[name] == "action_unit" else 1.0)
         except ValueError:
             findings.add(f"picture left out: {name} is neither present nor absent", f"{where}: {row[i]!r}")
             return None

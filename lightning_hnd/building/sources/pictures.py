@@ -21,7 +21,7 @@ def read_pictures(options: SourceOptions, findings: Findings) -> list[Face]:
     give groups.
 
     Args:
-        options: Where it is; intensities from ``at_least`` on count as present.
+        options: Where it is; intensities of action units from ``at_least`` on count as present.
         findings: Gets what could not be used.
 
     Returns:
