@@ -7,11 +7,26 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from lightning_hnd import FaceDictionary
 
+
+@torch.no_grad()
 def smile_net() -> nn.Module:
-    """Four convolutions of kernel 4 and stride 2: at 256 px the last has 256 units of 16 x 16."""
+    """Four convolutions of kernel 4 and stride 2: at 256 px the last has 256 units of 16 x 16.
+
+    Biases are such that each unit is on as often as off on a few rendered faces; as initialised, many are dead.
+    """
     widths = [3, 32, 64, 128, 256]
-    return nn.Sequential(*[m for a, b in pairwise(widths) for m in (nn.Conv2d(a, b, 4, 2, 1), nn.ReLU())])
+    maps = FaceDictionary.rendered(size=256, images=16).images(slice(None))
+    net = nn.Sequential()
+    for a, b in pairwise(widths):
+        convolution = nn.Conv2d(a, b, 4, 2, 1)
+        maps = convolution(maps)
+        middle = maps.transpose(0, 1).flatten(1).median(1).values
+        convolution.bias = nn.Parameter(convolution.bias - middle) if convolution.bias is not None else None
+        net.extend([convolution, nn.ReLU()])
+        maps = torch.relu(maps - middle[:, None, None])
+    return net
 
 
 class Block(nn.Module):
