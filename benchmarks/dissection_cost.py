@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from networks import resnet18, resnet50, smile_net
+from networks import estimate_batch_norm, resnet18, resnet50, smile_net
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -84,9 +84,9 @@ def counting(model: nn.Module, faces: FaceDictionary, layer: str, quantile: floa
 
 def measure_case(case: Case, repeats: int) -> list[list[str]]:
     """The rows of one case."""
-    model = case.model.eval()
     faces = FaceDictionary.rendered(size=case.size, images=2 * case.images)
     faces = faces.subset((faces.source >= 0).nonzero().flatten())
+    model = estimate_batch_norm(case.model, faces.images(slice(0, 64)))
     bare(model, faces, 32)  # warm
     best = min((4, 8, 16, 32, 64), key=lambda batch_size: seconds(lambda: bare(model, faces, batch_size), 1))
     loop, ours = counting(model, faces, case.layers[0], 0.005, 2)

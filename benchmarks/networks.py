@@ -86,3 +86,13 @@ def resnet50() -> nn.Sequential:
             inputs = 4 * units
         trunk.add_module(f"layer{i}", stage)
     return trunk
+
+
+@torch.no_grad()
+def estimate_batch_norm(model: nn.Module, images: Tensor) -> nn.Module:
+    """Gives batch norms the statistics of some images: with those they begin with, many units are dead."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()(images)
+    return model.eval()
