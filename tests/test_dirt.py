@@ -325,7 +325,10 @@ CASES = {
         exchange(TABLE, FACE, "x" * 5000), Flaw.MISSING, TABLE, "line 2: .*(can be no file|there is no file)"
     ),
     "a null character": Case(
-        exchange(TABLE, FACE, "a\0b.png"), Flaw.MISSING, TABLE, "can be no file|there is no file|line contains NUL"
+        exchange(TABLE, FACE, "a\0b.png"),
+        Flaw.MISSING if sys.version_info >= (3, 11) else Flaw.BAD_TABLE,  # until then the csv module refuses it
+        TABLE,
+        "can be no file|there is no file|line contains NUL",
     ),
     # copies
     "a copy": Case(copy_face(f"{MALE}/2.png"), Flaw.COPY, MALE),
