@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.interpolation import as_fraction, axis_pixels, axis_position, lerp
+from lightning_hnd.functional.interpolation import axis_pixels, axis_position, lerp
 
 _WIDTH = 16  # pixels in a word's row; wider tiles are cut into blocks of this width
 _ROWS = 4  # rows in a 64-bit word
@@ -93,6 +93,14 @@ class TileGrid:
         return torch.equal(self.block_gap, torch.arange(self.cells[1] + 1, device=self.block_gap.device))
 
     @cached_property
+    def offset(self) -> Tensor:
+        """``[2, places]`` float64, from the cell above to a block's first pixel in cells, from that left in pixels."""
+        gap = torch.arange(self.cells[0] + 1, device=self.row_first.device)
+        down = _first_position(self.row_first, gap, self.cells[0], self.size[0]).double() / (2 * self.size[0])
+        along = _first_position(self.block_first, self.block_gap, self.cells[1], self.size[1]).double()
+        return torch.stack([down[self.place_row], (along / (2 * self.cells[1]))[self.place_block]])
+
+    @cached_property
     def inside(self) -> Tensor:
         """``[places, K / 4]`` int64, on where a block has pixels."""
         everything = torch.ones(1, *self.size, dtype=torch.bool)
@@ -158,14 +166,16 @@ def active_blocks(padded: Tensor, level: Tensor, grid: TileGrid) -> Blocks:
 def firing_words(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> Tensor:
     """The pixels of blocks that exceed the level of their map, ``[A, K / 4]`` int64.
 
-    The crossing ``x`` is computed in pixels, and of the row's pixels the nearest to it is looked at. With ``D`` the
-    difference of the row's ends, ``s`` the pixels between two cells, ``M`` the largest magnitude of level and
-    corners and ``u`` the unit roundoff: ``x`` is wrong by no more than ``e = 32 u M s / D`` (further out by a few
-    ``u x`` more, where the side is all that matters), and rounding moves the value that the definition gives a pixel
-    by no more than ``9 u M``. Where the level is found more than ``128 u M`` from the nearest pixel's value, at least
-    ``3 e`` pixels lie between that pixel and the true crossing, which lies within ``e + 1/2`` of it or beyond the last
-    pixel. So ``e < 1/4``: no pixel lies between the true crossing and the computed one, and none so close to it that
-    rounding matters. Any other row is asked pixel by pixel what the definition asks.
+    Count from the level, in units of ``M``, the largest magnitude of level and corners. Let ``s`` be the pixels between
+    two cells, ``D`` the difference of the ends of a row of pixels, and ``R`` how far the level lies above the value at
+    the block's first pixel, times ``s``. Both are linear in the row; their coefficients are computed in double
+    precision and rounded once to float32, of roundoff ``u``. The row crosses the level ``R / D`` pixels from the first
+    one, and of its pixels the one nearest to that, ``n``, is looked at. As ``|D| <= 2``, ``|R| <= 4 s`` and ``n <= s``,
+    ``R - n D`` is wrong by less than ``40 s u``, while rounding moves the value that the definition gives a pixel by no
+    more than ``9 u``. So where ``|R - n D| > 128 s u``, pixel ``n`` lies on the side of the crossing that was computed,
+    and the definition says so, too. Its neighbour beyond the crossing lies, since ``|R - n D| <= |D| / 2``, at least
+    ``0.3`` pixels from the true one, where the value differs from the level by ``70 u`` or more: no doubt there either.
+    Any other row is asked pixel by pixel what the definition asks.
 
     Args:
         padded: ``[R, h + 2, w + 2]``, maps with their border cells repeated; the cells of a map lie apart by less than
@@ -174,35 +184,44 @@ def firing_words(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) 
         blocks: Which blocks of them.
         grid: Their grid.
     """
-    like, numbers, spacing = padded.dtype, torch.finfo(padded.dtype), grid.size[1] / grid.cells[1]
     level = level.index_select(0, blocks.map)
-    (a, b), (c, d) = _corners(padded, blocks, grid)
-    count = grid.block_count.to(like)[grid.place_block].index_select(0, blocks.place)
-    start = _first_position(grid.block_first, grid.block_gap, grid.cells[1], grid.size[1])
-    offset = (start.to(like) / (-2 * grid.cells[1]))[grid.place_block].index_select(0, blocks.place)
-    # rows of pixels in the first dimension: every operand is then long or constant in the second
-    row = torch.arange(grid.rows, device=level.device)[:, None]
-    t = _down(blocks, grid, row, like)
-    difference = t.mul((d - c) - (b - a)).add_(c - a)  # of the right end and the left
-    rise = t.mul_((b - a) * -spacing).add_((level - a) * spacing)  # from the left end to the level, times spacing
-    crossing = torch.div(rise, difference).add_(offset)
+    count = grid.block_count.float()[grid.place_block].index_select(0, blocks.place)
+    difference, rise = _rows(padded, level, blocks, grid)
+    crossing = rise / difference
     zero = count.new_zeros(1)
     nearest = crossing.round().clamp_(zero, count - 1)
-    apart = torch.addcmul(rise, nearest.sub_(offset), difference, value=-1, out=rise).abs_()
-    largest = torch.stack([a, b, c, d, level]).abs_().amax(0)
-    # infinite where any of these may be, and never so small that it is not held with full precision
-    reach = largest.mul_(8 * spacing) * (8 * numbers.eps) + numbers.tiny * spacing
+    apart = torch.addcmul(rise, nearest, difference, value=-1, out=rise).abs_()
     crossing = crossing.ceil_().clamp_(zero, count)
-    falling = difference.lt_(0)
+    falling = difference.view(torch.int32).bitwise_right_shift_(31)  # the sign: -1 or 0
+    reach = 64 * torch.finfo(torch.float32).eps * grid.size[1] / grid.cells[1]
     unsure = (~(apart.amin(0) > reach)).nonzero().flatten()
     if len(unsure):
-        row_asked, at = (~(apart.index_select(1, unsure) > reach[unsure])).nonzero(as_tuple=True)
+        row, at = (~(apart.index_select(1, unsure) > reach)).nonzero(as_tuple=True)
         at = unsure[at]
-        crossing[row_asked, at] = _asked(padded, level[at], blocks.at(at), row_asked, falling[row_asked, at], grid)
-    before = (1 << crossing.to(torch.int16)) - 1
-    on = before.bitwise_xor_(falling.to(torch.int16) - 1)  # turned over where rising
-    words = torch.stack(on.unbind(0), dim=1).view(torch.int64)  # on.t(), in half the time
+        crossing[row, at], falling[row, at] = _asked(padded, level[at], blocks.at(at), row, grid)
+    # on from the crossing to the right, or turned over
+    on = torch.bitwise_left_shift(-1, crossing.int()).bitwise_xor_(falling)
+    upper, lower = on[1::2].bitwise_left_shift_(16), on[::2].bitwise_and_(0xFFFF)
+    words = torch.stack(lower.bitwise_or_(upper).unbind(0), dim=1).view(torch.int64)  # of .t(), in half the time
     return words.bitwise_and_(grid.inside.index_select(0, blocks.place))
+
+
+def _rows(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> tuple[Tensor, Tensor]:
+    """``D`` and ``R`` of :func:`firing_words` for each row of pixels: ``[K, A]`` float32."""
+    corners = _corners(padded, blocks, grid)
+    unit = torch.stack([*corners, level]).abs_().amax(0).double()
+    a, b, c, d, level = (values.double() / unit for values in (*corners, level))
+    down, along = grid.offset.index_select(1, blocks.place)
+    left, spacing, step = b - a, grid.size[1] / grid.cells[1], grid.cells[0] / grid.size[0]
+    twist = (d - c).sub_(left)
+    difference = torch.addcmul(c - a, down, twist)
+    rise = torch.addcmul(a - level, down, left).mul_(-spacing).addcmul_(along, difference, value=-1)
+    difference_per_row = twist.mul_(step)
+    rise_per_row = left.mul_(-spacing * step).addcmul_(along, difference_per_row, value=-1)
+    lines = torch.stack([difference, difference_per_row, rise, rise_per_row]).float()
+    # rows of pixels in the first dimension: every operand is then long or constant in the second
+    row = torch.arange(grid.rows, dtype=torch.float32, device=level.device)[:, None]
+    return torch.addcmul(lines[0], row, lines[1]), torch.addcmul(lines[2], row, lines[3])
 
 
 def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tensor:
@@ -210,36 +229,31 @@ def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tens
     return (2 * first + 1) * cells - pixels - 2 * pixels * (gap - 1)
 
 
-def _down(blocks: Blocks, grid: TileGrid, row: Tensor, like: torch.dtype) -> Tensor:
-    """How far down from the upper cells to the lower rows of pixels lie, by the definition."""
-    gap = torch.arange(grid.cells[0] + 1, device=row.device)
-    start = _first_position(grid.row_first, gap, grid.cells[0], grid.size[0]).to(like)[grid.place_row]
-    return as_fraction(start.index_select(0, blocks.place) + (2 * grid.cells[0] * row).to(like), grid.size[0])
-
-
-def _corners(padded: Tensor, blocks: Blocks, grid: TileGrid) -> list[tuple[Tensor, Tensor]]:
-    """The cells above and below on the left, and those on the right: ``[A]`` each, none of them -0."""
+def _corners(padded: Tensor, blocks: Blocks, grid: TileGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cells above and below on the left, and those on the right: ``[A]`` each."""
     stride, cells = padded.shape[2], padded.flatten()
     place = grid.place_row * stride + grid.block_gap[grid.place_block]
     corner = torch.add(place.index_select(0, blocks.place), blocks.map, alpha=padded.shape[1] * stride)
-    # 0 instead of -0: then no difference below is -0, whose quotient would have the wrong sign
-    upper_left, upper_right, lower_left, lower_right = (
-        cells.index_select(0, corner + step).add_(0.0) for step in (0, 1, stride, stride + 1)
+    upper_left, lower_left, upper_right, lower_right = (
+        cells.index_select(0, corner + step) for step in (0, stride, 1, stride + 1)
     )
-    return [(upper_left, lower_left), (upper_right, lower_right)]
+    return upper_left, lower_left, upper_right, lower_right
 
 
-def _asked(padded: Tensor, level: Tensor, blocks: Blocks, row: Tensor, falling: Tensor, grid: TileGrid) -> Tensor:
-    """Pixels before the crossing in one row of each block, by the definition of each pixel: ``[A]``."""
-    t = _down(blocks, grid, row, padded.dtype)
-    left, right = (lerp(a, b, t) for a, b in _corners(padded, blocks, grid))
-    along = axis_position(grid.cells[1], grid.size[1], padded)[1]
+def _asked(padded: Tensor, level: Tensor, blocks: Blocks, row: Tensor, grid: TileGrid) -> tuple[Tensor, Tensor]:
+    """Crossing and sign of one row of each block, by the definition of each pixel: ``[A]`` float32 and int32."""
+    a, b, c, d = _corners(padded, blocks, grid)
+    down, along = (axis_position(grid.cells[i], grid.size[i], padded)[1] for i in (0, 1))
+    place_row = grid.place_row[blocks.place]
+    t = down[(grid.row_first[place_row] + row).clamp(max=grid.size[0] - 1)]
+    left, right = lerp(a, b, t), lerp(c, d, t)
     column = torch.arange(_WIDTH, device=padded.device)[:, None]
     block = grid.place_block[blocks.place]
     pixel = (grid.block_first[block] + column).clamp(max=grid.size[1] - 1)
     count = grid.block_count[block]
-    on = ((lerp(left, right, along[pixel]) > level) & (column < count)).sum(0).to(padded.dtype)
-    return torch.lerp(count - on, on, falling)
+    on = ((lerp(left, right, along[pixel]) > level) & (column < count)).sum(0)
+    falling = left > right
+    return torch.where(falling, on, count - on).float(), -falling.int()
 
 
 def count_bits(words: Tensor) -> Tensor:
