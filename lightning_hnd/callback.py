@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_hnd.activations import Grid, resolve_layers
+from lightning_hnd.activations import Grid
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
+from lightning_hnd.dissector import Dissector
 from lightning_hnd.faults import tolerated
 from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
 from lightning_hnd.monitors import (
+    refuse_foreign,
     refuse_shared,
     refuse_stale,
     refuse_stopping_at_nan,
     refuse_unknown,
     warn_of_averaging,
+    warn_without_validation,
 )
-from lightning_hnd.pipeline import BUDGET, ForwardFn, choose_layers, describe, measure
+from lightning_hnd.pipeline import BUDGET, ForwardFn
 from lightning_hnd.processes import ALONE
-from lightning_hnd.report import scalars
-from lightning_hnd.report.console import show
-from lightning_hnd.report.files import RunFiles
-from lightning_hnd.report.keys import QUESTIONS, keys, prefix
-from lightning_hnd.report.loggers import log_dir, write
+from lightning_hnd.report.publishing import Publisher, Stopwatch
 from lightning_hnd.rules import README, Rule
 from lightning_hnd.strategies import processes_of
-from lightning_hnd.undisturbed import device_of, unlogged
+from lightning_hnd.undisturbed import device_of
 
 OPENING = "opening the dictionary"
 
@@ -147,22 +143,16 @@ class HNDCallback(Callback):
         max_images: int | None = None,
     ) -> None:
         self.rule = Rule(quantile, iou_threshold, firing_only, level)
-        for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if budget < 0:
-            raise ValueError(f"budget must not be negative, got {budget}")
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}")
+        chosen = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
+        self._dissector = Dissector(chosen, self.rule, grid, forward_fn, batch_size, budget)
         self._faces = LearntDictionary(DictionarySource(dictionary, size, mean, std, max_images))
-        self._layers = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
         self._every_n_epochs = every_n_epochs
         self._at_train_epoch_end = at_train_epoch_end
         self._tolerant = on_error == "warn"
-        self._grid = grid
-        self._forward_fn = forward_fn
-        self._batch_size = batch_size
-        self._budget = budget
         self._processes = ALONE
         self._begin()
 
@@ -172,8 +162,7 @@ class HNDCallback(Callback):
         self.baseline: Dissection | None = None
         self.latest: Dissection | None = None
         self._last_epoch: int | None = None
-        self._baseline_scalars: dict[str, float] = {}
-        self._files = RunFiles()
+        self._publisher = Publisher()
         self._started = False
 
     def _forget_model(self) -> None:
@@ -189,11 +178,7 @@ class HNDCallback(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks what can be checked before anything runs; what a checkpoint remembers is loaded after this."""
-        if not isinstance(trainer, pl.Trainer):
-            raise TypeError(
-                f"HNDCallback is a callback of lightning.pytorch, and this Trainer is of {type(trainer).__module__}: "
-                "import Trainer and LightningModule from lightning.pytorch instead (`import lightning as L`)"
-            )
+        refuse_foreign(trainer)
         if stage not in (TrainerFn.FITTING, TrainerFn.VALIDATING):
             return
         if trainer.global_step == 0:  # not where a run goes on
@@ -201,12 +186,7 @@ class HNDCallback(Callback):
                 self._begin()
             else:
                 self._forget_model()
-        self._processes = processes_of(trainer)
-        if self._processes.split and self._tolerant:
-            raise ValueError(
-                "HNDCallback(on_error='warn') does not work where the module is split over processes: if one fails in "
-                "a forward pass, the others wait for it there. Give on_error='raise'"
-            )
+        self._processes = processes_of(trainer, tolerant=self._tolerant)
         if trainer.barebones:
             rank_zero_warn("HNDCallback does nothing in Trainer(barebones=True), which measures raw speed")
         elif stage == TrainerFn.FITTING:
@@ -219,18 +199,13 @@ class HNDCallback(Callback):
         """Finds the layers, and the size where the module has an ``example_input_array``."""
         if trainer.barebones:
             return
-        if self._layers is not None:
-            self._names = resolve_layers(pl_module, self._layers)
+        self._names = self._dissector.resolve(pl_module) or self._names
         example = find_images(pl_module.example_input_array)
         if self.dictionary is None and example is not None:
             with self._processes.together(OPENING):
                 self._faces.open(example, device_of(pl_module))
-        if not trainer.enable_validation and not self._at_train_epoch_end:
-            rank_zero_warn(
-                "HNDCallback dissects at validation, and this run has none (no validation_step or dataloader, or "
-                "limit_val_batches=0): only the state at start will be seen. To dissect when a training epoch ends "
-                "give HNDCallback(at_train_epoch_end=True)"
-            )
+        if not self._at_train_epoch_end:
+            warn_without_validation(trainer)
         refuse_stale(trainer, self._every_n_epochs)
 
     def on_validation_batch_start(
@@ -261,11 +236,19 @@ class HNDCallback(Callback):
 
     def _keys(self) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
-        if self.dictionary is None:
-            return []
-        ontology = self.dictionary.ontology
-        every = (*keys(ontology), *(QUESTIONS if self.rule.level is not None else ()))
-        return [f"{prefix(name, self.rule.name)}/{key}" for name in self._names for key in every]
+        return self._dissector.keys(self._names, self.dictionary)
+
+    def _check_keys(self, trainer: pl.Trainer) -> None:
+        """Refuses keys that another HNDCallback logs, too, and whoever monitors one that nobody logs."""
+        callbacks = _dissecting(trainer)
+        refuse_shared(self._keys(), [key for callback in callbacks if callback is not self for key in callback._keys()])
+        if len(callbacks) == 1:  # what another one will log, this one cannot know
+            refuse_unknown(trainer, [*self._keys(), self._seconds_key(trainer)])
+
+    def _seconds_key(self, trainer: pl.Trainer) -> str:
+        """Each HNDCallback of a Trainer has its own."""
+        mine = _dissecting(trainer).index(self)
+        return "hnd/seconds" if mine == 0 else f"hnd/seconds-{mine + 1}"
 
     # --------------------------------------------------------------------------------------------------- dissecting
 
@@ -290,7 +273,7 @@ class HNDCallback(Callback):
         return passed and train_epoch_end == self._at_train_epoch_end
 
     def _dissect_and_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        began = time.monotonic()
+        stopwatch = Stopwatch(self._seconds_key(trainer))
         moment = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting:
@@ -301,118 +284,45 @@ class HNDCallback(Callback):
             found = self._dissect(trainer, pl_module, at_start=False)
         if tolerate and not trainer.strategy.reduce_boolean_decision(found is not None):
             found = None  # what one process lacks no process has
-        values = dict.fromkeys(self._keys(), math.nan)
-        if found is not None:
-            self.latest, values = found, scalars(found)
-            self._publish(trainer, found, moment.capitalize(), tolerate=tolerate)
-        values[self._seconds_key(trainer)] = time.monotonic() - began
-        for key, value in values.items():
-            # the same in all processes, but for the seconds, of which the longest count
-            pl_module.log(
-                key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max"
-            )
+        self.latest = self.latest if found is None else found
+        self._publisher.publish(
+            trainer, pl_module, found, self._known, self._processes, stopwatch, keys=self._keys(), tolerate=tolerate
+        )
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, or takes up the history of a run that goes on."""
         self._started = True
-        if self._baseline_scalars:
+        if self._publisher.at_start:
             self._go_on(trainer, pl_module)
             return
-        began = time.monotonic()
+        stopwatch = Stopwatch(self._seconds_key(trainer))
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
-        self._baseline_scalars = scalars(self.baseline)
-        origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
-        self._publish(trainer, self.baseline, f"At start (step {trainer.global_step}{origin})", tolerate=False)
-        values = {**self._baseline_scalars, self._seconds_key(trainer): time.monotonic() - began}
-        # self.log here would be recorded at the first epoch's step, behind that epoch's own value
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=_logged_step(trainer))
+        self._publisher.begin(trainer, self.baseline, self._known, self._processes, stopwatch)
 
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
-        assert self.dictionary is not None
-        few = self.dictionary.subset(range(self._processes.size))
-        self._measure(trainer, pl_module, few)  # fails now rather than later
-        with self._processes.together("taking up the run's earlier dissections"):
-            if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self._files.resume(log_dir(trainer), trainer.global_step)
-                self.baseline = self._files.baseline() if self.baseline is None else self.baseline
-        self.baseline = self._processes.first(self.baseline)
-        if self.baseline is not None and self.baseline.info["fingerprint"] != self.dictionary.fingerprint:
-            rank_zero_warn(
-                f"the run goes on with another dictionary ({self.dictionary}) than that of its earlier dissections "
-                f"({self.baseline.info['dictionary']}): its curves break here"
-            )
+        few = self._known.subset(range(self._processes.size))
+        self._prepare(trainer, pl_module, few)
+        self._dissector.measure(trainer, pl_module, few, self._names, self._processes)  # fails now rather than later
+        kept = self._publisher.go_on(trainer, self._known, self._processes)
+        self.baseline = kept if self.baseline is None else self.baseline
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
-        assert self.dictionary is not None
-        statistics = self._measure(trainer, pl_module, self.dictionary)
-        moment = {"epoch": trainer.current_epoch, "step": trainer.global_step, "at_start": at_start}
-        return Dissection.from_statistics(
-            statistics, self.dictionary.ontology, self.rule, {**describe(self.dictionary), **moment}
-        )
+        self._prepare(trainer, pl_module, self._known)
+        return self._dissector.dissect(trainer, pl_module, self._known, self._names, self._processes, at_start=at_start)
 
-    def _measure(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary
-    ) -> dict[str, dict[str, torch.Tensor]]:
-        """Shows a dictionary to the model; the first time, its layers are chosen before."""
-        # they share it out by number
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary) -> None:
+        """What must be settled before a dictionary is shown; the first time, the layers are chosen."""
+        # processes share it out by number
         self._processes.require_same("dictionaries", f"{dictionary}, {dictionary.fingerprint}")
-        forward: dict[str, Any] = {
-            "grid": self._grid,
-            "forward_fn": self._forward_fn,
-            "context": trainer.precision_plugin.forward_context,
-        }
-        with unlogged(pl_module):
-            if not self._names:
-                with self._processes.forward("finding the layers"):
-                    self._names, said = choose_layers(pl_module, dictionary, self._layers, **forward)
-                if said:
-                    rank_zero_info(f"HNDCallback: {said}")
-            self._check_keys(trainer)
-            return measure(
-                pl_module,
-                dictionary,
-                self._names,
-                self.rule.quantile,
-                batch_size=self._batch_size,
-                budget=self._budget,
-                progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-                processes=self._processes,
-                evidence=self.rule.level is not None,
-                **forward,
-            )
+        if not self._names:
+            self._names = self._dissector.find_layers(trainer, pl_module, dictionary, self._processes)
+        self._check_keys(trainer)
 
-    def _check_keys(self, trainer: pl.Trainer) -> None:
-        """Refuses keys that another HNDCallback logs, too, and whoever monitors one that nobody logs."""
-        callbacks = _dissecting(trainer)
-        refuse_shared(self._keys(), [key for callback in callbacks if callback is not self for key in callback._keys()])
-        if len(callbacks) == 1:  # what another one will log, this one cannot know
-            refuse_unknown(trainer, [*self._keys(), self._seconds_key(trainer)])
-
-    def _publish(self, trainer: pl.Trainer, dissection: Dissection, title: str, *, tolerate: bool) -> None:
-        """Shows a dissection on the console and to loggers, and keeps that of a fit in a file."""
-        with self._processes.together("showing a dissection and writing it to a file"):
-            if trainer.is_global_zero:
-                self._show_and_write(trainer, dissection, title, tolerate=tolerate)
-
-    def _show_and_write(self, trainer: pl.Trainer, dissection: Dissection, title: str, *, tolerate: bool) -> None:
+    @property
+    def _known(self) -> FaceDictionary:
         assert self.dictionary is not None
-        show(dissection, title)
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            with tolerated(
-                f"write the dissection of epoch {trainer.current_epoch}, step {trainer.global_step} to a file",
-                "Its scalars are logged; training goes on",
-                tolerate=tolerate,
-            ):
-                self._files.save(dissection, log_dir(trainer))
-        with tolerated("draw tables and pictures", "Its scalars are logged; training goes on", tolerate=tolerate):
-            write(trainer.loggers, dissection, self.dictionary, _logged_step(trainer))
-
-    def _seconds_key(self, trainer: pl.Trainer) -> str:
-        """Each HNDCallback of a Trainer has its own."""
-        mine = _dissecting(trainer).index(self)
-        return "hnd/seconds" if mine == 0 else f"hnd/seconds-{mine + 1}"
+        return self.dictionary
 
     # -------------------------------------------------------------------------------------------------------- state
 
@@ -420,7 +330,7 @@ class HNDCallback(Callback):
     def state_key(self) -> str:
         """Tells two HNDCallbacks of one Trainer apart."""
         return self._generate_state_key(
-            layers=self._layers,
+            layers=self._dissector.layers,
             rule=self.rule.name,
             dictionary=self._faces.source.identity,
             max_images=self._faces.source.max_images,
@@ -430,22 +340,15 @@ class HNDCallback(Callback):
         """What a resumed run must know: plain data."""
         return {
             "last_epoch": self._last_epoch,
-            "baseline": dict(self._baseline_scalars),
             "layers": list(self._names),
-            "files": self._files.state(),
+            **self._publisher.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where a run left off."""
         self._last_epoch = state_dict["last_epoch"]
-        self._baseline_scalars = dict(state_dict["baseline"])
         self._names = tuple(state_dict["layers"])
-        self._files = RunFiles(state_dict.get("files"))
-
-
-def _logged_step(trainer: pl.Trainer) -> int:
-    """The step under which Lightning logs the scalars of this moment; ``global_step`` counts optimizers apart."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._publisher = Publisher(state_dict)
 
 
 def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_hnd.memory import out_of_memory
 
 
 @contextlib.contextmanager
@@ -32,14 +33,3 @@ def tolerated(doing: str, consequence: str, *, tolerate: bool = True) -> Iterato
         if not tolerate:
             raise
         rank_zero_warn(f"HNDCallback could not {doing}: {type(error).__name__}: {error}. {consequence}")
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, is want of memory, on a device or on the host."""
-    while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            return True
-        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's, on the CPU
-            return True
-        error = error.__cause__ or error.__context__
-    return False

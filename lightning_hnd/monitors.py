@@ -1,4 +1,4 @@
-"""The other callbacks of a Trainer: what they read of us, whether it is there and new, and what they do to weights."""
+"""What a Trainer must be like: whose class it is, whether it validates, and what its other callbacks read and do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,29 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
+
+
+def refuse_foreign(trainer: object) -> None:
+    """Refuses a Trainer of ``pytorch_lightning``, whose classes are others than those of ``lightning.pytorch``.
+
+    Raises:
+        TypeError: If it is one.
+    """
+    if not isinstance(trainer, pl.Trainer):
+        raise TypeError(
+            f"HNDCallback is a callback of lightning.pytorch, and this Trainer is of {type(trainer).__module__}: "
+            "import Trainer and LightningModule from lightning.pytorch instead (`import lightning as L`)"
+        )
+
+
+def warn_without_validation(trainer: pl.Trainer) -> None:
+    """Warns of a run in which no validation comes at which to dissect."""
+    if not trainer.enable_validation:
+        rank_zero_warn(
+            "HNDCallback dissects at validation, and this run has none (no validation_step or dataloader, or "
+            "limit_val_batches=0): only the state at start will be seen. To dissect when a training epoch ends "
+            "give HNDCallback(at_train_epoch_end=True)"
+        )
 
 
 def monitors(trainer: pl.Trainer) -> list[tuple[str, str]]:

@@ -16,14 +16,18 @@ from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning_hnd.processes import Processes
 
 
-def processes_of(trainer: pl.Trainer) -> Processes:
+def processes_of(trainer: pl.Trainer, *, tolerant: bool = False) -> Processes:
     """The processes of a Trainer whose environment is set up.
 
     Each has all units of a layer, and shows the model a share of the images: the module must be whole on each device
     or, as with FSDP2, become whole for the forward pass.
 
+    Args:
+        trainer: The Trainer.
+        tolerant: Whether training is to go on when a dissection fails.
+
     Raises:
-        ValueError: If its strategy is another one.
+        ValueError: If its strategy is another one, or cannot go on.
     """
     strategy = trainer.strategy
     whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
@@ -39,6 +43,11 @@ def processes_of(trainer: pl.Trainer) -> Processes:
             )
         if not hasattr(torch.distributed.fsdp, "fully_shard"):
             raise ValueError(f"HNDCallback supports FSDP2 with torch >= 2.6, and this is torch {torch.__version__}")
+        if tolerant:
+            raise ValueError(
+                "HNDCallback(on_error='warn') does not work where the module is split over processes: if one fails in "
+                "a forward pass, the others wait for it there. Give on_error='raise'"
+            )
         return Processes(trainer.global_rank, trainer.world_size, split=True)
     which = f"{type(strategy).__name__}" + (" (FSDP1)" if isinstance(strategy, FSDPStrategy) else "")
     raise ValueError(f"HNDCallback does not support {which}; {remedy}")

@@ -1,0 +1,169 @@
+"""Publisher: where the dissections of a run are shown, logged and kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.dissection import Dissection
+from lightning_hnd.faults import tolerated
+from lightning_hnd.processes import Processes
+from lightning_hnd.report.console import show
+from lightning_hnd.report.files import RunFiles
+from lightning_hnd.report.keys import scalars
+from lightning_hnd.report.loggers import log_dir, write
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """The scalar that says what a dissection took.
+
+    Attributes:
+        key: Its name.
+        began: When.
+    """
+
+    key: str
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def scalar(self) -> dict[str, float]:
+        """The seconds since then, under the key."""
+        return {self.key: time.monotonic() - self.began}
+
+
+class Publisher:
+    """Where the dissections of one run go: console, loggers, files, and scalars through Lightning's own logging.
+
+    Args:
+        state: What :meth:`state` gave, of a run that is resumed.
+
+    Attributes:
+        files: Those of the run.
+        at_start: The scalars of the baseline; empty before there is one.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        state = state or {}
+        self.files = RunFiles(state.get("files"))
+        self.at_start: dict[str, float] = dict(state.get("baseline", {}))
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know: plain data."""
+        return {"baseline": dict(self.at_start), "files": self.files.state()}
+
+    def begin(
+        self,
+        trainer: pl.Trainer,
+        dissection: Dissection,
+        dictionary: FaceDictionary,
+        processes: Processes,
+        stopwatch: Stopwatch,
+    ) -> None:
+        """Publishes the baseline, before the first step; called by all processes.
+
+        Args:
+            trainer: The Trainer.
+            dissection: That of the model at start.
+            dictionary: The one it was made with.
+            processes: Those of the Trainer.
+            stopwatch: Started before the dissection.
+        """
+        self.at_start = scalars(dissection)
+        origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
+        title = f"At start (step {trainer.global_step}{origin})"
+        self._show_and_keep(trainer, dissection, dictionary, processes, title, tolerate=False)
+        # self.log here would be recorded at the first epoch's step, behind that epoch's own value
+        for logger in trainer.loggers:
+            logger.log_metrics({**self.at_start, **stopwatch.scalar}, step=_logged_step(trainer))
+
+    def go_on(self, trainer: pl.Trainer, dictionary: FaceDictionary, processes: Processes) -> Dissection | None:
+        """Takes up the files of a resumed run, and returns its baseline if it can be read; called by all processes.
+
+        Warns if that was made with another dictionary.
+        """
+        baseline = None
+        with processes.together("taking up the run's earlier dissections"):
+            if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.files.resume(log_dir(trainer), trainer.global_step)
+                baseline = self.files.baseline()
+        baseline = processes.first(baseline)
+        if baseline is not None and baseline.info["fingerprint"] != dictionary.fingerprint:
+            rank_zero_warn(
+                f"the run goes on with another dictionary ({dictionary}) than that of its earlier dissections "
+                f"({baseline.info['dictionary']}): its curves break here"
+            )
+        return baseline
+
+    def publish(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        dissection: Dissection | None,
+        dictionary: FaceDictionary,
+        processes: Processes,
+        stopwatch: Stopwatch,
+        *,
+        keys: Sequence[str],
+        tolerate: bool,
+    ) -> None:
+        """Publishes a dissection, or that there is none; called by all processes, where Lightning lets hooks log.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Logs the scalars.
+            dissection: What was found; None where the dissection failed: NaN is logged then.
+            dictionary: The one it was made with.
+            processes: Those of the Trainer.
+            stopwatch: Started before the dissection.
+            keys: Every key to log.
+            tolerate: Whether to go on where showing or writing fails.
+        """
+        values = dict.fromkeys(keys, math.nan)
+        if dissection is not None:
+            values = scalars(dissection)
+            title = f"Epoch {trainer.current_epoch}, step {trainer.global_step}"
+            self._show_and_keep(trainer, dissection, dictionary, processes, title, tolerate=tolerate)
+        for key, value in {**values, **stopwatch.scalar}.items():
+            # the same in all processes, but for the seconds, of which the longest count
+            pl_module.log(
+                key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max"
+            )
+
+    def _show_and_keep(
+        self,
+        trainer: pl.Trainer,
+        dissection: Dissection,
+        dictionary: FaceDictionary,
+        processes: Processes,
+        title: str,
+        *,
+        tolerate: bool,
+    ) -> None:
+        with processes.together("showing a dissection and writing it to a file"):
+            if not trainer.is_global_zero:
+                return
+            show(dissection, title)
+            if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                with tolerated(
+                    f"write the dissection of epoch {trainer.current_epoch}, step {trainer.global_step} to a file",
+                    "Its scalars are logged; training goes on",
+                    tolerate=tolerate,
+                ):
+                    self.files.save(dissection, log_dir(trainer))
+            with tolerated("draw tables and pictures", "Its scalars are logged; training goes on", tolerate=tolerate):
+                write(trainer.loggers, dissection, dictionary, _logged_step(trainer))
+
+
+def _logged_step(trainer: pl.Trainer) -> int:
+    """The step under which Lightning logs the scalars of this moment; ``global_step`` counts optimizers apart."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
