@@ -76,7 +76,7 @@ def test_a_label_that_cannot_be_told_is_nan() -> None:
 
 
 def test_shapes_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"label must be \[10, 2\]"):
+    with pytest.raises(ValueError, match=r"label must be \[n, 2\]"):
         labelled(torch.zeros(10, 3), torch.zeros(10, 1, dtype=torch.bool), torch.arange(2))
     some = labelled(torch.rand(20, 3), torch.arange(20)[:, None] < 10, ONE)
     with pytest.raises(ValueError, match="task has 3 units and cue 2"):

@@ -26,15 +26,27 @@ RESAMPLES = 200
 """Permutations, and bootstrap samples."""
 
 
-class Labelled(NamedTuple):
-    r"""What units did on images of which labels are known: made by :func:`labelled`.
+class Contrasts(NamedTuple):
+    r"""What labels can be told apart on a set of images: made by :func:`contrasts`.
 
     Attributes:
-        share: ``[n, U]`` float64, each unit's mid-rank among the images, by their number and centred: in (-1/2, 1/2).
         contrast: ``[n, L]`` float64, :math:`c` with :math:`\sum_i c_{il}\,y_i` the difference of :math:`y` between
             images with label ``l`` and those without, once the labels of other concepts are held fixed. NaN where the
             images cannot tell.
         basis: ``[n, r]`` float64, orthonormal: what all labels together span.
+    """
+
+    contrast: Tensor
+    basis: Tensor
+
+
+class Labelled(NamedTuple):
+    """What units did on images of which labels are known.
+
+    Attributes:
+        share: ``[n, U]`` float64, :func:`rank_share` of their responses.
+        contrast: ``[n, L]`` float64, as :func:`contrasts` makes it.
+        basis: ``[n, r]`` float64, likewise.
     """
 
     share: Tensor
@@ -43,36 +55,50 @@ class Labelled(NamedTuple):
 
 
 def labelled(response: Tensor, label: Tensor, concept: Tensor) -> Labelled:
-    r"""Prepares responses and labels of one set of images.
+    """Prepares responses and labels of one set of images.
+
+    Args:
+        response: ``[n, U]``, the largest activation of each unit on each image, say.
+        label: As for :func:`contrasts`.
+        concept: Likewise.
+
+    Raises:
+        ValueError: If shapes disagree.
+    """
+    if len(response) != len(label):
+        raise ValueError(f"response has {len(response)} images and label {len(label)}")
+    return Labelled(rank_share(response), *contrasts(label, concept))
+
+
+def contrasts(label: Tensor, concept: Tensor) -> Contrasts:
+    r"""Finds what each label says that the labels of other concepts do not.
 
     With :math:`\tilde x_l` what is left of label ``l`` once the labels of *other* concepts are taken out (residuals of
     least squares), :math:`c_l = \tilde x_l / |\tilde x_l|^2`. Without others :math:`c_l^T y` is a difference of means.
 
     Args:
-        response: ``[n, U]``, the largest activation of each unit on each image, say.
         label: ``[n, L]`` bool.
         concept: ``[L]`` int64; labels of equal numbers are groups of one concept, which are not held fixed for each
             other.
 
     Returns:
-        The same, prepared. A label cannot be told where fewer than five images have it or have it not, or others
-        explain more than 90 % of its variance.
+        The contrasts. A label cannot be told where fewer than five images have it or have it not, or others explain
+        more than 90 % of its variance.
 
     Raises:
         ValueError: If shapes disagree.
     """
-    n = len(response)
-    if label.shape != (n, len(concept)):
-        raise ValueError(f"label must be [{n}, {len(concept)}], images by labels, got {tuple(label.shape)}")
+    if label.ndim != 2 or label.shape[1] != len(concept):
+        raise ValueError(f"label must be [n, {len(concept)}], images by labels, got {tuple(label.shape)}")
+    n, inside = len(label), label.sum(0)
     contrast = torch.full(label.shape, torch.nan, dtype=torch.float64, device=label.device)
-    inside = label.sum(0)
     for i in ((inside >= LEAST_IMAGES) & (n - inside >= LEAST_IMAGES)).nonzero().flatten().tolist():
         x, others = label[:, i].double(), _span(label[:, concept != concept[i]])
         left = x - others @ (others.T @ x)
         least = LEAST_TOLERANCE * x.var(correction=0) * n
         if float(left.square().sum()) >= least and others.shape[1] <= n // 2:
             contrast[:, i] = left / left.square().sum()
-    return Labelled(rank_share(response), contrast, _span(label))
+    return Contrasts(contrast, _span(label))
 
 
 def rank_share(values: Tensor) -> Tensor:
@@ -86,7 +112,7 @@ def _span(label: Tensor) -> Tensor:
     """An orthonormal basis of the labels and a constant, ``[n, r]``."""
     columns = torch.cat([torch.ones(len(label), 1, dtype=torch.float64, device=label.device), label.double()], dim=1)
     left, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    spanning: Tensor = left[:, values > 1e-6 * values.amax()]
+    spanning: Tensor = left[:, values > 1e-6 * values[:1]]  # none where there is no image
     return spanning
 
 
@@ -148,38 +174,60 @@ def encoding(shown: Labelled, live: Tensor, *, resamples: int = RESAMPLES, seed:
     Returns:
         The measure, float64 scalars; index and interval 0 and p 1 where no unit lives or no group can be told.
     """
-    told = ~shown.contrast.isnan().any(0)
-    lean = torch.where(told, _mean(label_effects(shown)[live]), torch.nan)
-    share, contrast = shown.share[:, live], shown.contrast[:, told]
-    if not share.numel() or not contrast.numel():
-        zero = share.new_zeros(())
-        return Encoding(zero, zero, zero, zero + 1, lean)
+    alive = shown._replace(share=shown.share[:, live])
+    return encoding_from_sums(encoding_sums(alive, resamples=resamples, seed=seed), alive.share.shape[1])
+
+
+class EncodingSums(NamedTuple):
+    """What :func:`encoding` needs of some of the units: sums over them, so that a layer may be gone through in parts.
+
+    Attributes:
+        strength: ``[1 + 2 R]``, of the square of the largest positive effect: as found, in ``R`` exchanges of groups,
+            in ``R`` bootstrap samples.
+        lean: ``[G]``, of effects.
+    """
+
+    strength: Tensor
+    lean: Tensor
+
+
+def encoding_sums(shown: Labelled, *, resamples: int = RESAMPLES, seed: int = 0) -> EncodingSums:
+    """Sums over units; dead ones add nothing. See :func:`encoding`."""
+    share, contrast = shown.share, shown.contrast[:, ~shown.contrast.isnan().any(0)]
+    lean = label_effects(shown).sum(0)
     n, generator = len(share), torch.Generator().manual_seed(seed)
+    if not share.numel() or not contrast.numel():
+        return EncodingSums(share.new_zeros(1 + 2 * resamples), lean)
     order = torch.rand(resamples, n, generator=generator).argsort(1).to(share.device)
     drawn = torch.randint(n, (resamples, n), generator=generator)
     weight = torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-    found = _strength(2 * share.T @ contrast)
-    exchanged = _strength(2 * torch.einsum("nu,bng->ubg", share, contrast[order]))
+    found = 2 * share.T @ contrast
+    exchanged = 2 * (share.T @ contrast[order].transpose(0, 1).flatten(1)).unflatten(1, (resamples, -1))
+    resampled = _weighted_effects(share, contrast, weight.to(share.device))
+    return EncodingSums(_strength(torch.cat([found.unsqueeze(1), exchanged, resampled], dim=1)), lean)
+
+
+def encoding_from_sums(sums: EncodingSums, units: int) -> Encoding:
+    """The measure, of the sums over all live units and how many these are. See :func:`encoding`."""
+    mean = sums.strength / max(1, units)
+    half = len(mean) // 2
+    found, exchanged, resampled = mean[0], mean[1 : 1 + half], mean[1 + half :]
     chance = exchanged.mean()
-    resampled = _strength(_weighted_effects(share, contrast, weight.to(share.device)))
     around = found + resampled - resampled.mean()
 
     def index(strength: Tensor) -> Tensor:
-        return ((strength - chance) / (1 - chance)).clamp(0, 1).sqrt()
+        beyond: Tensor = ((strength - chance) / (1 - chance)).clamp(0, 1).sqrt()
+        return beyond
 
-    low, high = index(around.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)))
-    value = index(found)
-    p = (1 + (exchanged >= found - 1e-12).sum()).double() / (1 + resamples)
-    return Encoding(value, torch.minimum(low, value), torch.maximum(high, value), p, lean)
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.sum(0) / max(1, len(values))
+    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=mean.dtype, device=mean.device)
+    value, (low, high) = index(found), index(around.quantile(ends))
+    p = (1 + (exchanged >= found - 1e-12).sum()).double() / (1 + half)
+    return Encoding(value, torch.minimum(low, value), torch.maximum(high, value), p, sums.lean / max(1, units))
 
 
 def _strength(effect: Tensor) -> Tensor:
-    """Effects ``[U, ..., G]`` to the mean over units of the square of the largest positive one: ``[...]``."""
-    return effect.clamp(0, 1).amax(-1).square().mean(0)
+    """Effects ``[U, R, G]`` to the sum over units of the square of the largest positive one: ``[R]``."""
+    return effect.clamp(0, 1).amax(-1).square().sum(0)
 
 
 def _weighted_effects(share: Tensor, contrast: Tensor, weight: Tensor) -> Tensor:
@@ -273,18 +321,29 @@ def shortcut(task: Labelled, cue: Labelled) -> Shortcut:
     """
     if task.share.shape[1] != cue.share.shape[1]:
         raise ValueError(f"task has {task.share.shape[1]} units and cue {cue.share.shape[1]}; show both to one layer")
-    axis_of_task, axis_of_cue = label_effects(task), label_effects(cue)
-    scores = cue.share @ axis_of_task  # [n, T]
-    _, cue_variance = _difference(scores, cue)
-    difference, task_variance = _difference(task.share @ axis_of_cue, task)  # [L, T]
+    scores_of_cue, scores_of_task = cue.share @ label_effects(task), task.share @ label_effects(cue)
+    return shortcut_from_scores(scores_of_task, Contrasts(*task[1:]), scores_of_cue, Contrasts(*cue[1:]))
+
+
+def shortcut_from_scores(scores_of_task: Tensor, task: Contrasts, scores_of_cue: Tensor, cue: Contrasts) -> Shortcut:
+    """The measure, of sums over the units, so that a layer may be gone through in parts. See :func:`shortcut`.
+
+    Args:
+        scores_of_task: ``[n, L]``, of the task's images on the axes of cues.
+        task: Labels of the task's images.
+        scores_of_cue: ``[m, T]``, of the cues' images on the axes of tasks.
+        cue: Labels of the cues' images.
+    """
+    _, cue_variance = _difference(scores_of_cue, cue)
+    difference, task_variance = _difference(scores_of_task, task)  # [L, T]
     variance = cue_variance + task_variance.T
     z = torch.where(variance > 0, difference.T / variance.clamp(min=1e-30).sqrt(), 0 * difference.T)
-    index, spread = _difference(rank_share(scores), cue)
+    index, spread = _difference(rank_share(scores_of_cue), cue)
     ratio = torch.where(cue_variance > 0, task_variance.T / cue_variance.clamp(min=1e-30), 0 * cue_variance)
     return Shortcut(torch.where(z.isnan(), torch.nan, index.clamp(-1, 1)), (spread * (1 + ratio)).sqrt(), z)
 
 
-def _difference(scores: Tensor, shown: Labelled) -> tuple[Tensor, Tensor]:
+def _difference(scores: Tensor, shown: Contrasts) -> tuple[Tensor, Tensor]:
     """Twice the difference that each label makes to scores ``[n, S]``, and its variance: ``[S, L]``."""
     n, spanned = shown.basis.shape
     residual = scores - shown.basis @ (shown.basis.T @ scores)
