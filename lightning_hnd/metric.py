@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from lightning_hnd.bias import BiasStatistics
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.functional import Overlap, concept_response, count_overlap, group_affinity, order_statistic
@@ -42,6 +43,8 @@ class DissectionMetric(Metric):
     - ``response [U, C]`` float64: :func:`~lightning_hnd.functional.concept_response`
     - ``group_probability [U, G]`` float64: :func:`~lightning_hnd.functional.group_affinity`
     - ``images_per_concept [C]``, ``images_per_group [G]`` int64: how many images these rest on
+    - ``encoding_...``, ``shortcut_...``: how strongly the layer encodes groups, and which labels it takes for others,
+      see :meth:`BiasStatistics.compute <lightning_hnd.bias.BiasStatistics.compute>`
     - ``exemplar_image [U, E]`` int64, ``exemplar_map [U, E, h, w]``: the local images on which the unit
       fires and peaks highest, as positions in the dictionary, and its maps there; -1 and zeros after the last
 
@@ -317,12 +320,19 @@ class DissectionMetric(Metric):
             raise ValueError("the second pass must show the same images as the first, each once")
         units = state["exemplar_map"].shape[1]
         low = state["low"].view(-1, 2 + len(self.ontology.global_), units).amin(0)
-        parts = [self._responses(peak, part, local, state) for peak, part in self._by_units(low)]
+        in_order = state["index"].argsort()  # whatever the order of the batches
+        bias = BiasStatistics(self.ontology, *(state[name][in_order] for name in ("source", "group", "carried")))
+        parts = []
+        for peak, part in self._by_units(low):
+            parts.append(self._responses(peak, part, local, state))
+            bias.update(peak[in_order])
+        dead = torch.cat([part["dead"] for part in parts])
         overlap = Overlap(*state["counts"].sum(0))
         return {
             "threshold": state["threshold"][:units],  # all processes found the same
             "low": low[1] if bool(local.any()) else torch.zeros_like(low[1]),
             **{name: torch.cat([part[name] for part in parts]) for name in parts[0]},
+            **bias.compute(int((~dead).sum())),
             **overlap._asdict(),
             "iou_labelled": overlap.iou(),
             "iou_firing": overlap.iou(firing_only=True),

@@ -1,0 +1,351 @@
+r"""How strongly a layer encodes groups, and whether it takes one label for another: bias, in numbers.
+
+Notation beyond the package's: ``n`` images that carry labels of one kind, ``L`` labels of them, each the presence of a
+local concept or the membership in a group.
+
+Everything rests on ranks, so that no unit counts for more because its activations are large, and a dead unit counts
+for nothing. The *effect* of a label on a unit is :math:`2\,\mathrm{AUC} - 1`: 1 if the unit responds more to every
+image with the label than to any without, 0 if the label makes no difference, -1 if it responds less to all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_hnd.functional.affinity import mid_ranks
+from lightning_hnd.functional.significance import LEAST_IMAGES, LEAST_TOLERANCE
+
+LEVEL = 0.95
+"""Of intervals."""
+
+RESAMPLES = 200
+"""Permutations, and bootstrap samples."""
+
+
+class Contrasts(NamedTuple):
+    r"""What labels can be told apart on a set of images: made by :func:`contrasts`.
+
+    Attributes:
+        contrast: ``[n, L]`` float64, :math:`c` with :math:`\sum_i c_{il}\,y_i` the difference of :math:`y` between
+            images with label ``l`` and those without, once the labels of other concepts are held fixed. NaN where the
+            images cannot tell.
+        basis: ``[n, r]`` float64, orthonormal: what all labels together span.
+    """
+
+    contrast: Tensor
+    basis: Tensor
+
+
+class Labelled(NamedTuple):
+    """What units did on images of which labels are known.
+
+    Attributes:
+        share: ``[n, U]`` float64, :func:`rank_share` of their responses.
+        contrast: ``[n, L]`` float64, as :func:`contrasts` makes it.
+        basis: ``[n, r]`` float64, likewise.
+    """
+
+    share: Tensor
+    contrast: Tensor
+    basis: Tensor
+
+
+def labelled(response: Tensor, label: Tensor, concept: Tensor) -> Labelled:
+    """Prepares responses and labels of one set of images.
+
+    Args:
+        response: ``[n, U]``, the largest activation of each unit on each image, say.
+        label: As for :func:`contrasts`.
+        concept: Likewise.
+
+    Raises:
+        ValueError: If shapes disagree.
+    """
+    if len(response) != len(label):
+        raise ValueError(f"response has {len(response)} images and label {len(label)}")
+    return Labelled(rank_share(response), *contrasts(label, concept))
+
+
+def contrasts(label: Tensor, concept: Tensor) -> Contrasts:
+    r"""Finds what each label says that the labels of other concepts do not.
+
+    With :math:`\tilde x_l` what is left of label ``l`` once the labels of *other* concepts are taken out (residuals of
+    least squares), :math:`c_l = \tilde x_l / |\tilde x_l|^2`. Without others :math:`c_l^T y` is a difference of means.
+
+    Args:
+        label: ``[n, L]`` bool.
+        concept: ``[L]`` int64; labels of equal numbers are groups of one concept, which are not held fixed for each
+            other.
+
+    Returns:
+        The contrasts. A label cannot be told where fewer than five images have it or have it not, or others explain
+        more than 90 % of its variance.
+
+    Raises:
+        ValueError: If shapes disagree.
+    """
+    if label.ndim != 2 or label.shape[1] != len(concept):
+        raise ValueError(f"label must be [n, {len(concept)}], images by labels, got {tuple(label.shape)}")
+    n, inside = len(label), label.sum(0)
+    contrast = torch.full(label.shape, torch.nan, dtype=torch.float64, device=label.device)
+    for i in ((inside >= LEAST_IMAGES) & (n - inside >= LEAST_IMAGES)).nonzero().flatten().tolist():
+        x, others = label[:, i].double(), _span(label[:, concept != concept[i]])
+        left = x - others @ (others.T @ x)
+        least = LEAST_TOLERANCE * x.var(correction=0) * n
+        if float(left.square().sum()) >= least and others.shape[1] <= n // 2:
+            contrast[:, i] = left / left.square().sum()
+    return Contrasts(contrast, _span(label))
+
+
+def rank_share(values: Tensor) -> Tensor:
+    """Mid-ranks along the first dimension, divided by their number and centred: in (-1/2, 1/2) ``[n, U]`` float64."""
+    if not len(values):
+        return values.double()
+    return (mid_ranks(values) - (len(values) + 1) / 2) / len(values)
+
+
+def _span(label: Tensor) -> Tensor:
+    """An orthonormal basis of the labels and a constant, ``[n, r]``."""
+    columns = torch.cat([torch.ones(len(label), 1, dtype=torch.float64, device=label.device), label.double()], dim=1)
+    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    spanning: Tensor = left[:, values > 1e-6 * values[:1]]  # none where there is no image
+    return spanning
+
+
+def label_effects(shown: Labelled) -> Tensor:
+    r"""The effect of each label on each unit, other concepts held fixed: ``[U, L]`` in -1..1, NaN if it cannot be told.
+
+    :math:`e_{ul} = 2 \sum_i c_{il} r_{iu}`, which is :math:`2\,\mathrm{AUC} - 1` where there are no other concepts.
+    """
+    effect: Tensor = (2 * shown.share.T @ shown.contrast).clamp(-1, 1)
+    return effect
+
+
+# --------------------------------------------------------------------------------------------------------- encoding
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """How strongly the units of a layer serve the groups of one global concept.
+
+    Attributes:
+        index: 0: what chance gives; 1: every live unit serves one group alone.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        p: Of the null hypothesis that groups mean nothing.
+        lean: ``[G]``, the mean effect of each group over live units: 1 if all of them serve this one, -1 if all of them
+            serve the others, 0 if they balance.
+    """
+
+    index: Tensor
+    low: Tensor
+    high: Tensor
+    p: Tensor
+    lean: Tensor
+
+
+def encoding(shown: Labelled, live: Tensor, *, resamples: int = RESAMPLES, seed: int = 0) -> Encoding:
+    r"""How strongly units serve the groups of one global concept, corrected for chance.
+
+    A unit serves the group to which it responds more than to the others. With :math:`e_{ug}` the effects
+    (:func:`label_effects`), the mean over live units
+
+    .. math:: t = \overline{\max_g\, \max(e_{ug}, 0)^2}
+
+    is 1 if each unit responds to every image of one group more than to any other, whichever group that is for each;
+    whether they all serve the same says ``lean``. Chance makes it larger than 0: :math:`t_0`, its mean when groups are
+    exchanged among the images, the same exchange for all units. The index is :math:`\sqrt{(t - t_0) / (1 - t_0)}`, 0
+    where :math:`t < t_0`: the root mean square of effects beyond chance.
+
+    ``p`` is the share of exchanges with as large a ``t``, which holds whatever the dependence between units. The
+    interval is of a bootstrap over images, centred on ``t``: it says what other faces of the same kind would give, not
+    what another network would.
+
+    Args:
+        shown: Images of the concept, the labels being its groups.
+        live: ``[U]`` bool.
+        resamples: Exchanges, and bootstrap samples.
+        seed: Of both; equal seeds resample images alike in every epoch.
+
+    Returns:
+        The measure, float64 scalars; index and interval 0 and p 1 where no unit lives or no group can be told.
+    """
+    alive = shown._replace(share=shown.share[:, live])
+    return encoding_from_sums(encoding_sums(alive, resamples=resamples, seed=seed), alive.share.shape[1])
+
+
+class EncodingSums(NamedTuple):
+    """What :func:`encoding` needs of some of the units: sums over them, so that a layer may be gone through in parts.
+
+    Attributes:
+        strength: ``[1 + 2 R]``, of the square of the largest positive effect: as found, in ``R`` exchanges of groups,
+            in ``R`` bootstrap samples.
+        lean: ``[G]``, of effects.
+    """
+
+    strength: Tensor
+    lean: Tensor
+
+
+def encoding_sums(shown: Labelled, *, resamples: int = RESAMPLES, seed: int = 0) -> EncodingSums:
+    """Sums over units; dead ones add nothing. See :func:`encoding`."""
+    share, contrast = shown.share, shown.contrast[:, ~shown.contrast.isnan().any(0)]
+    lean = label_effects(shown).sum(0)
+    n, generator = len(share), torch.Generator().manual_seed(seed)
+    if not share.numel() or not contrast.numel():
+        return EncodingSums(share.new_zeros(1 + 2 * resamples), lean)
+    order = torch.rand(resamples, n, generator=generator).argsort(1).to(share.device)
+    drawn = torch.randint(n, (resamples, n), generator=generator)
+    weight = torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+    found = 2 * share.T @ contrast
+    exchanged = 2 * (share.T @ contrast[order].transpose(0, 1).flatten(1)).unflatten(1, (resamples, -1))
+    resampled = _weighted_effects(share, contrast, weight.to(share.device))
+    return EncodingSums(_strength(torch.cat([found.unsqueeze(1), exchanged, resampled], dim=1)), lean)
+
+
+def encoding_from_sums(sums: EncodingSums, units: int) -> Encoding:
+    """The measure, of the sums over all live units and how many these are. See :func:`encoding`."""
+    mean = sums.strength / max(1, units)
+    half = len(mean) // 2
+    found, exchanged, resampled = mean[0], mean[1 : 1 + half], mean[1 + half :]
+    chance = exchanged.mean()
+    around = found + resampled - resampled.mean()
+
+    def index(strength: Tensor) -> Tensor:
+        beyond: Tensor = ((strength - chance) / (1 - chance)).clamp(0, 1).sqrt()
+        return beyond
+
+    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=mean.dtype, device=mean.device)
+    value, (low, high) = index(found), index(around.quantile(ends))
+    p = (1 + (exchanged >= found - 1e-12).sum()).double() / (1 + half)
+    return Encoding(value, torch.minimum(low, value), torch.maximum(high, value), p, sums.lean / max(1, units))
+
+
+def _strength(effect: Tensor) -> Tensor:
+    """Effects ``[U, R, G]`` to the sum over units of the square of the largest positive one: ``[R]``."""
+    return effect.clamp(0, 1).amax(-1).square().sum(0)
+
+
+def _weighted_effects(share: Tensor, contrast: Tensor, weight: Tensor) -> Tensor:
+    """Effects in bootstrap samples, which weigh the images: ``[U, B, G]`` from ``weight [B, n]``."""
+    n, groups = contrast.shape
+    weighted = (weight.T.unsqueeze(2) * contrast.unsqueeze(1)).flatten(1)  # [n, B G]
+    total = weighted.sum(0)
+    slope = share.T @ weighted - (share.T @ weight.T).repeat_interleave(groups, 1) * total / n
+    squares = (weight @ contrast.square()).flatten() - total.square() / n
+    scale = (contrast.square().sum(0)).repeat(len(weight)) / squares.clamp(min=1e-30)
+    effect: Tensor = (2 * slope * scale).unflatten(1, (len(weight), groups))
+    return effect
+
+
+# -------------------------------------------------------------------------------------------------------- shortcuts
+
+
+@dataclass(frozen=True, eq=False)
+class Shortcut:
+    """How far units take cues for what the task is about.
+
+    Attributes:
+        index: ``[T, L]`` in -1..1, for each task label and each cue: 0 at chance.
+        error: ``[T, L]``, its standard error.
+        z: ``[T, L]``, standard normal if the layer does not link the two.
+    """
+
+    index: Tensor
+    error: Tensor
+    z: Tensor
+
+    @property
+    def p(self) -> Tensor:
+        """Two-sided p-values, ``[T, L]``; 1 where it cannot be told."""
+        return torch.where(self.z.isnan(), 1.0, 2 * torch.special.ndtr(-self.z.abs()))
+
+    @property
+    def interval(self) -> tuple[Tensor, Tensor]:
+        """Ends of 95 % intervals of the index, within -1..1."""
+        reach = float(torch.special.ndtri(torch.tensor((1 + LEVEL) / 2, dtype=torch.float64))) * self.error
+        return (self.index - reach).clamp(-1, 1), (self.index + reach).clamp(-1, 1)
+
+
+def shortcut(task: Labelled, cue: Labelled) -> Shortcut:
+    r"""Whether a cue moves the units along the direction in which they tell the task's label.
+
+    The *axis* of a label is the vector of its effects on the units, :math:`a_t = (e_{ut})_u`. An image's score on it,
+    :math:`s_{it} = \sum_u r_{iu} e_{ut}`, says how much it looks like label ``t`` to the layer. The index is the effect
+    of the cue on scores of the task's axis: :math:`2\,\mathrm{AUC} - 1` of faces with the cue against those without,
+    other labels held fixed. 1: whoever carries the cue looks more like ``t`` than anybody who does not; 0: it makes no
+    difference, as it must be where cue and task are independent among the faces shown and the layer keeps them apart.
+    It does not depend on how many units there are, and thresholds nothing.
+
+    The null hypothesis of ``z`` is that the layer does not link the two: the effects of the one on the units and those
+    of the other have the product 0, :math:`b_{tc} = a_t^T a_c`. Up to the factor 2 this is both the difference that
+    the cue makes to scores on the task's axis, and the difference that the task's label makes to scores on the cue's.
+    Each is linear in the labels of its own images and has a variance that is known (White 1980, allowing for unequal
+    spreads), :math:`V_c` and :math:`V_t`. Where the images are others, or the labels held fixed for each other, they
+    add up,
+
+    .. math:: z_{tc} = b_{tc} \Big/ \sqrt{V_c + V_t},
+
+    as in the test of an indirect effect (Sobel 1982). It is too small rather than too large where units follow neither.
+    In a layer that knows nothing of the task its axis is noise, and the index may be large by accident, but not ``z``.
+
+    Units of one network depend on each other: images are what is drawn at random here, so nothing is assumed of units.
+
+    Args:
+        task: Images with the task's labels.
+        cue: Images with the cue's labels: others, or the same. Then each must be among the labels of the other's.
+
+    Returns:
+        The measure, NaN where a label cannot be told from the others.
+
+    Raises:
+        ValueError: If the numbers of units differ.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.bias import labelled, shortcut
+        >>> generator = torch.Generator().manual_seed(1)
+        >>> male, glasses = torch.rand(2, 400, 1, generator=generator) < 0.5
+        >>> noise = torch.randn(2, 400, 6, generator=generator)
+        >>> fires_for_both = torch.tensor([1.0, 1, 1, 0, 0, 0])
+        >>> one = torch.zeros(1, dtype=torch.int64)
+        >>> task = labelled(noise[0] + male * fires_for_both, male, one)
+        >>> linked = shortcut(task, labelled(noise[1] + glasses * fires_for_both, glasses, one))
+        >>> apart = shortcut(task, labelled(noise[1] + glasses * (1 - fires_for_both), glasses, one))
+        >>> [round(float(m.index), 1) for m in (linked, apart)], [float(m.p) < 0.05 for m in (linked, apart)]
+        ([0.8, -0.0], [True, False])
+    """
+    if task.share.shape[1] != cue.share.shape[1]:
+        raise ValueError(f"task has {task.share.shape[1]} units and cue {cue.share.shape[1]}; show both to one layer")
+    scores_of_cue, scores_of_task = cue.share @ label_effects(task), task.share @ label_effects(cue)
+    return shortcut_from_scores(scores_of_task, Contrasts(*task[1:]), scores_of_cue, Contrasts(*cue[1:]))
+
+
+def shortcut_from_scores(scores_of_task: Tensor, task: Contrasts, scores_of_cue: Tensor, cue: Contrasts) -> Shortcut:
+    """The measure, of sums over the units, so that a layer may be gone through in parts. See :func:`shortcut`.
+
+    Args:
+        scores_of_task: ``[n, L]``, of the task's images on the axes of cues.
+        task: Labels of the task's images.
+        scores_of_cue: ``[m, T]``, of the cues' images on the axes of tasks.
+        cue: Labels of the cues' images.
+    """
+    _, cue_variance = _difference(scores_of_cue, cue)
+    difference, task_variance = _difference(scores_of_task, task)  # [L, T]
+    variance = cue_variance + task_variance.T
+    z = torch.where(variance > 0, difference.T / variance.clamp(min=1e-30).sqrt(), 0 * difference.T)
+    index, spread = _difference(rank_share(scores_of_cue), cue)
+    ratio = torch.where(cue_variance > 0, task_variance.T / cue_variance.clamp(min=1e-30), 0 * cue_variance)
+    return Shortcut(torch.where(z.isnan(), torch.nan, index.clamp(-1, 1)), (spread * (1 + ratio)).sqrt(), z)
+
+
+def _difference(scores: Tensor, shown: Contrasts) -> tuple[Tensor, Tensor]:
+    """Twice the difference that each label makes to scores ``[n, S]``, and its variance: ``[S, L]``."""
+    n, spanned = shown.basis.shape
+    residual = scores - shown.basis @ (shown.basis.T @ scores)
+    variance = 4 * residual.square().T @ shown.contrast.square() * n / max(1, n - spanned)
+    return 2 * scores.T @ shown.contrast, variance
