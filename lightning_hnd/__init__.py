@@ -1,5 +1,6 @@
 """lightning-hnd: Hierarchical Network Dissection of face models while they train."""
 
+from lightning_hnd.alerts import Alarm, BiasAlert
 from lightning_hnd.callback import HNDCallback
 from lightning_hnd.concepts import PAPER, Concept, GlobalConcept, Ontology
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
@@ -9,12 +10,15 @@ from lightning_hnd.pipeline import dissect
 from lightning_hnd.rendering import RenderedFaces
 from lightning_hnd.rotation import RotationTest, rotation_test
 from lightning_hnd.rules import ABOVE_CHANCE, README, RELEASED, Rule
+from lightning_hnd.timeline import Timeline
 
 __all__ = [
     "ABOVE_CHANCE",
     "PAPER",
     "README",
     "RELEASED",
+    "Alarm",
+    "BiasAlert",
     "Concept",
     "ConceptPairing",
     "DictionaryBatch",
@@ -29,6 +33,7 @@ __all__ = [
     "RenderedFaces",
     "RotationTest",
     "Rule",
+    "Timeline",
     "Unit",
     "dissect",
     "rotation_test",

@@ -33,9 +33,9 @@ def concept_histogram(layer: LayerDissection) -> Picture:
     shown = np.flatnonzero(layer.statistics["images_per_concept"] > 0)
     order = sorted(shown, key=lambda c: (ontology.concept_region[c], ontology.concept_kind[c], c))
     counts = layer.paired_concepts.sum(axis=0)[order]
-    figure = _figure(9, 4)
+    figure = new_figure(9, 4)
     axes = figure.add_subplot()
-    axes.bar(range(len(order)), counts, color=[_colour(ontology.concept_kind[c]) for c in order])
+    axes.bar(range(len(order)), counts, color=[colour(ontology.concept_kind[c]) for c in order])
     axes.set_xticks(range(len(order)), [ontology.local[c].name for c in order], rotation=90, fontsize=7)
     axes.set_xlim(-0.6, max(len(order), 1) - 0.4)
     axes.set_ylim(0, max(1.0, float(counts.max(initial=0))) * 1.15)
@@ -48,11 +48,11 @@ def concept_histogram(layer: LayerDissection) -> Picture:
             axes.text(np.mean(places), 0.99, region, transform=axes.get_xaxis_transform(), ha="center", va="top")
     for k, kind in enumerate(ontology.kinds):
         if any(ontology.concept_kind[c] == k for c in order):
-            axes.bar(0, 0, color=_colour(k), label=kind.replace("_", " "))
+            axes.bar(0, 0, color=colour(k), label=kind.replace("_", " "))
     if order:
         axes.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(ontology.kinds))
     axes.set_title(f"{layer.name}: units paired with each concept ({layer.rule.name})", fontsize=10, loc="left")
-    return _render(figure)
+    return render(figure)
 
 
 def overlays(layer: LayerDissection, dictionary: FaceDictionary, rows: int = 6) -> Picture:
@@ -70,7 +70,7 @@ def overlays(layer: LayerDissection, dictionary: FaceDictionary, rows: int = 6) 
     images, maps = layer.statistics["exemplar_image"], layer.statistics["exemplar_map"]
     columns = images.shape[1]
     height, width = dictionary.size
-    figure = _figure(2.2 + 1.5 * columns, 0.5 + 1.5 * max(len(units), 1) * height / width)
+    figure = new_figure(2.2 + 1.5 * columns, 0.5 + 1.5 * max(len(units), 1) * height / width)
     title = f"{layer.name}: where the strongest units fire ({layer.rule.name})"
     figure.suptitle(title if units else f"{layer.name}: no unit is interpretable yet ({layer.rule.name})", fontsize=10)
     grid = figure.add_gridspec(max(len(units), 1), columns + 1, width_ratios=[1.5] + [1] * columns)
@@ -89,20 +89,23 @@ def overlays(layer: LayerDissection, dictionary: FaceDictionary, rows: int = 6) 
             face = dictionary.pictures[int(image)].permute(1, 2, 0).expand(-1, -1, 3).numpy()
             axes.imshow(np.where(lit[j][..., None], face, face * 0.4).astype(np.uint8))
             axes.axis("off")
-    return _render(figure)
+    return render(figure)
 
 
-def _colour(kind: int) -> str:
+def colour(kind: int) -> str:
+    """One of a few that are told apart by everybody, in turn."""
     return _COLOURS[kind % len(_COLOURS)]
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, of a size in inches."""
     from matplotlib.figure import Figure  # not at the top: matplotlib takes longer to import than all the rest
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
-def _render(figure: Any) -> Picture:
+def render(figure: Any) -> Picture:
+    """Draws a figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -116,7 +119,7 @@ def rotation_plot(test: RotationTest) -> Picture:
     Args:
         test: Any.
     """
-    figure = _figure(6, 3.5)
+    figure = new_figure(6, 3.5)
     axes = figure.add_subplot()
     for counts, name, colour in (
         (test.interpretable, "interpretable units", _COLOURS[0]),
@@ -129,4 +132,4 @@ def rotation_plot(test: RotationTest) -> Picture:
     axes.set_xlabel(f"strength of the rotation of {test.layer}")
     axes.set_ylabel(f"count (rule {test.rule.name})")
     axes.legend()
-    return _render(figure)
+    return render(figure)

@@ -1,0 +1,232 @@
+"""Alerts: told when a layer starts to encode a group, or to take one label for another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_hnd.bias import label_names
+from lightning_hnd.concepts import Ontology
+from lightning_hnd.timeline import LayerTimeline, Moment, Timeline
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What an alert has found.
+
+    Attributes:
+        alert: The alert.
+        layer: The layer.
+        since: The first of the dissections in a row that led to it.
+        moment: The dissection that raised it.
+        index: The measure then.
+        p: Its p-value then.
+        what: In words, what was found: ``Eyeglasses makes faces look like gender/Male``.
+    """
+
+    alert: BiasAlert
+    layer: str
+    since: Moment
+    moment: Moment
+    index: float
+    p: float
+    what: str
+
+    def __str__(self) -> str:
+        return (
+            f"bias: in layer {self.layer!r} {self.what} (index {self.index:.2f}, p = {self.p:.2g}), "
+            f"{'from the start' if self.since.at_start else f'since epoch {self.since.epoch}'}"
+        )
+
+
+@dataclass(frozen=True)
+class BiasAlert:
+    """Raises an alarm when a layer encodes a group, or leans on a cue for it, more than chance explains.
+
+    Without a cue the measure is how much more strongly the layer encodes the concept than at start
+    (``encoding_index``); with one, how far the cue makes faces look like the concept to the layer
+    (``shortcut_index``). Both are 0 at chance and 1 at most: ``docs/bias.md``. The alarm is raised when in a row of
+    dissections that spans so many epochs the measure was at least ``index``, at the significance ``level``. It is
+    taken back when that is no longer so.
+
+    Args:
+        concept: A global concept (``gender``), one of its groups (``gender/Male``), or, with a cue, a local concept
+            (``Smiling``).
+        cue: Likewise. None: whether the concept is encoded at all.
+        index: What the measure must reach.
+        for_epochs: In how many epochs in a row that are dissected; 1 is enough for a single dissection.
+        then: ``warn``; ``stop``: warn, and end the training as ``EarlyStopping`` does; or a function to call with the
+            :class:`Alarm`, in the first process only.
+        level: The significance, over all groups that the names stand for.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> from lightning_hnd import BiasAlert
+        >>> BiasAlert("gender", cue="Eyeglasses", then="stop").name
+        'gender-Eyeglasses'
+    """
+
+    concept: str
+    cue: str | None = None
+    index: float = 0.2
+    for_epochs: int = 2
+    then: Literal["warn", "stop"] | Callable[[Alarm], object] = "warn"
+    level: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.index < 1.0:
+            raise ValueError(f"index must lie in [0, 1), got {self.index}")
+        if self.for_epochs < 1:
+            raise ValueError(f"for_epochs must be at least 1, got {self.for_epochs}")
+        if not 0.0 < self.level < 1.0:
+            raise ValueError(f"level must lie between 0 and 1 (exclusive), got {self.level}")
+        if self.then not in ("warn", "stop") and not callable(self.then):
+            raise ValueError(f"then must be 'warn', 'stop' or a function, got {self.then!r}")
+
+    @property
+    def name(self) -> str:
+        """Of its scalars."""
+        return self.concept if self.cue is None else f"{self.concept}-{self.cue}"
+
+    def check(self, ontology: Ontology) -> None:
+        """Refuses names that the ontology lacks.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        if self.cue is None:
+            known = [concept.name for concept in ontology.global_]
+            if self.concept not in known:
+                raise ValueError(
+                    f"BiasAlert({self.concept!r}): without a cue the concept must be a global one; "
+                    f"known are {', '.join(known)}"
+                )
+            return
+        for name in (self.concept, self.cue):
+            if not len(_labels(ontology, name)):
+                known = [*(c.name for c in ontology.global_), *label_names(ontology)]
+                raise ValueError(f"BiasAlert: there is no concept or group {name!r}; known are {', '.join(known)}")
+        if set(_labels(ontology, self.concept)) & set(_labels(ontology, self.cue)):
+            raise ValueError(f"BiasAlert: {self.cue!r} cannot be a cue of {self.concept!r}, of which it is a part")
+
+    def measure(self, layer: LayerTimeline) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
+        """The measure, its p-value, and in words what it speaks of, moment by moment: ``[T]`` each."""
+        return self._encoding(layer) if self.cue is None else self._shortcut(layer, self.cue)
+
+    def _encoding(self, layer: LayerTimeline) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
+        k = [concept.name for concept in layer.ontology.global_].index(self.concept)
+        index, low, high = (layer.measures[f"encoding_{name}"][:, k] for name in ("index", "low", "high"))
+        since_start = index - index[0]
+        # the same images at both moments: the errors do not add up to more than this
+        error = np.hypot(high - low, high[0] - low[0]) / (2 * 1.96)
+        p = np.array([_p(d / max(e, 1e-12)) for d, e in zip(since_start, error, strict=True)])
+        return since_start, p, [f"{self.concept} is encoded more strongly than at start"] * len(index)
+
+    def _shortcut(self, layer: LayerTimeline, cue: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
+        rows, columns = _labels(layer.ontology, self.concept), _labels(layer.ontology, cue)
+        index, z = (layer.measures[f"shortcut_{name}"][:, rows][:, :, columns] for name in ("index", "z"))
+        index, z = index.reshape(len(index), -1), z.reshape(len(z), -1)
+        best = np.where(np.isnan(index), -np.inf, index).argmax(1)[:, None]
+        value, score = np.take_along_axis(index, best, 1)[:, 0], np.take_along_axis(z, best, 1)[:, 0]
+        tests = _independent(rows) * _independent(columns)
+        p = np.array([min(1.0, tests * _p(s)) for s in score])
+        names = label_names(layer.ontology)
+        pairs = [(names[t], names[c]) for t in rows for c in columns]
+        return value, p, [f"{pairs[b][1]} makes faces look like {pairs[b][0]}" for b in best[:, 0]]
+
+
+class Alerts:
+    """The alerts of a run and which of them are raised.
+
+    Args:
+        alerts: Any number.
+        state: What :meth:`state` gave, of a run that is resumed.
+
+    Raises:
+        ValueError: If two have one name.
+    """
+
+    def __init__(self, alerts: Sequence[BiasAlert], state: Mapping[str, bool] | None = None) -> None:
+        self._alerts = tuple(alerts)
+        names = [alert.name for alert in alerts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two alerts have the name {max(names, key=names.count)!r}: keep one of them")
+        self._raised = dict(state or {})
+
+    def state(self) -> dict[str, bool]:
+        """What a resumed run must know: plain data."""
+        return dict(self._raised)
+
+    def check(self, ontology: Ontology) -> None:
+        """As :meth:`BiasAlert.check`."""
+        for alert in self._alerts:
+            alert.check(ontology)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of the scalars of a layer: the measure of each alert, and whether it is raised."""
+        return tuple(key for alert in self._alerts for key in _keys(alert))
+
+    def take(self, timeline: Timeline) -> tuple[dict[str, dict[str, float]], list[Alarm]]:
+        """Looks at the latest dissection.
+
+        Args:
+            timeline: With it as the last one.
+
+        Returns:
+            The scalars of each layer, and the alarms that were not raised before.
+        """
+        values: dict[str, dict[str, float]] = {}
+        alarms = []
+        for layer in timeline:
+            values[layer.name] = {}
+            for alert in self._alerts:
+                alarm, index = _judge(alert, layer)
+                key = f"{layer.name}: {alert.name}"
+                if alarm is not None and not self._raised.get(key, False):
+                    alarms.append(alarm)
+                self._raised[key] = alarm is not None
+                values[layer.name] |= dict(zip(_keys(alert), (index, float(alarm is not None)), strict=True))
+        return values, alarms
+
+
+def _keys(alert: BiasAlert) -> tuple[str, str]:
+    return f"bias/{alert.name}/index", f"bias/{alert.name}/alarm"
+
+
+def _judge(alert: BiasAlert, layer: LayerTimeline) -> tuple[Alarm | None, float]:
+    index, p, what = alert.measure(layer)
+    beyond = (index >= alert.index) & (p <= alert.level)
+    held = int(np.logical_and.accumulate(beyond[::-1]).sum())
+    last = layer.moments[-1]
+    if held == 0:
+        return None, float(index[-1])
+    row = layer.moments[-held:]
+    first = row[0]
+    # several dissections of one epoch count as one; the model at start stands for itself
+    epochs = len({(moment.at_start, moment.epoch) for moment in row})
+    if epochs < alert.for_epochs:
+        return None, float(index[-1])
+    return Alarm(alert, layer.name, first, last, float(index[-1]), float(p[-1]), what[-1]), float(index[-1])
+
+
+def _labels(ontology: Ontology, name: str) -> list[int]:
+    """The labels that a name stands for: itself, or the groups of the global concept."""
+    return [i for i, label in enumerate(label_names(ontology)) if label == name or label.startswith(f"{name}/")]
+
+
+def _independent(labels: Sequence[int]) -> int:
+    """How many tests some labels are: of two groups each is the other's opposite."""
+    return 1 if len(labels) == 2 else len(labels)
+
+
+def _p(z: float) -> float:
+    """Two-sided; 1 where it cannot be told."""
+    return 1.0 if math.isnan(z) else math.erfc(abs(z) / math.sqrt(2))

@@ -1,0 +1,169 @@
+"""A timeline as a picture, and as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_hnd.bias import label_names
+from lightning_hnd.report.figures import Picture, colour, new_figure, render
+from lightning_hnd.timeline import LayerTimeline, Timeline
+from lightning_hnd.whole_files import whole_file
+
+_ROWS = 40
+"""Units and concepts shown at most."""
+
+_SHORTCUTS = 5
+"""Pairs of labels drawn at most."""
+
+
+def timeline_picture(layer: LayerTimeline) -> Picture:
+    """A layer over the epochs: units per concept, the concept of each unit, what it encodes, and its shortcuts.
+
+    - Above on the left, concepts x epochs: units paired with each concept; a dot where it appeared to stay.
+    - Above on the right, units x epochs: each unit that was ever paired, coloured by the region of its concept.
+    - Below on the left: how strongly the layer encodes each global concept (``encoding_index``), with 95 % intervals.
+    - Below on the right: the labels that it takes most for each other (``shortcut_index``), likewise.
+
+    Args:
+        layer: Of a :class:`~lightning_hnd.Timeline`.
+    """
+    figure = new_figure(12, 9)
+    axes = figure.subplots(2, 2, height_ratios=[3, 2])
+    figure.suptitle(f"{layer.name}: what formed when ({layer.rule.name})", fontsize=11)
+    _concepts(figure, axes[0, 0], layer)
+    _units(axes[0, 1], layer)
+    _encodings(axes[1, 0], layer)
+    _shortcuts(axes[1, 1], layer)
+    for one in axes.flat:
+        _epochs(one, layer)
+    return render(figure)
+
+
+def write_timeline(timeline: Timeline, folder: Path) -> list[Path]:
+    """Writes a picture of each layer, and a table of all: ``timeline-<layer>.png`` and ``timeline.csv``.
+
+    Args:
+        timeline: Any.
+        folder: Made if it is not there.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "timeline.csv"
+    rows = [row for layer in timeline for row in layer.table()]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    with whole_file(table) as file:
+        file.write(text.getvalue().encode())
+    written = [table]
+    for layer in timeline:
+        path = folder / f"timeline-{layer.name.replace('/', '_') or 'model'}.png"
+        with whole_file(path) as file:
+            Image.fromarray(timeline_picture(layer)).save(file, format="PNG")
+        written.append(path)
+    return written
+
+
+def _epochs(axes: Any, layer: LayerTimeline) -> None:
+    moments = layer.moments
+    step = max(1, len(moments) // 12)
+    axes.set_xticks(range(0, len(moments), step), [str(m) for m in moments[::step]], fontsize=8)
+    axes.set_xlim(-0.5, len(moments) - 0.5)
+    axes.set_xlabel("epoch", fontsize=8)
+
+
+def _concepts(figure: Any, axes: Any, layer: LayerTimeline) -> None:
+    counts = layer.units_per_concept
+    seen = np.argsort(-counts.sum(0), kind="stable")[: min(_ROWS, int((counts.sum(0) > 0).sum()))]
+    seen = np.array(sorted(seen, key=lambda c: (layer.ontology.concept_region[c], c)), dtype=np.int64)
+    axes.set_title("units paired with each concept; dot: there to stay", fontsize=9, loc="left")
+    if not len(seen):
+        _nothing(axes, "no unit is paired with a concept yet")
+        return
+    image = axes.imshow(counts[:, seen].T, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.01).ax.tick_params(labelsize=7)
+    axes.set_yticks(range(len(seen)), [layer.ontology.local[c].name for c in seen], fontsize=7)
+    since = {e.name: e.moment for e in layer.emergence if e.kind == "concept"}
+    for row, c in enumerate(seen):
+        moment = since[layer.ontology.local[c].name]
+        if moment is not None:
+            axes.plot(layer.moments.index(moment), row, "o", color="#ee6677", markersize=4)
+
+
+def _units(axes: Any, layer: LayerTimeline) -> None:
+    region = np.where(layer.concept >= 0, np.array(layer.ontology.concept_region)[layer.concept], -1)
+    ever = np.flatnonzero((region >= 0).any(0))
+    axes.set_title("each unit's concept, by region", fontsize=9, loc="left")
+    if not len(ever):
+        _nothing(axes, "no unit is paired with a concept yet")
+        return
+    first = (region[:, ever] >= 0).argmax(0)
+    longest = (region[:, ever] >= 0).sum(0)
+    ever = ever[np.lexsort((ever, -longest, first))]
+    shown = ever[:_ROWS]
+    painted = np.ones((len(shown), len(layer.moments), 3))
+    for r, name in enumerate(layer.ontology.regions):
+        of_region = (region[:, shown] == r).T
+        painted[of_region] = [int(colour(r)[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        axes.plot([], [], "s", color=colour(r), label=name)
+    axes.imshow(painted, aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(len(shown)), [str(u) for u in shown], fontsize=6)
+    more = f", {_ROWS} of {len(ever)}" if len(ever) > _ROWS else ""
+    axes.set_ylabel(f"units that were ever paired{more}", fontsize=8)
+    axes.legend(fontsize=7, loc="lower right")
+
+
+def _encodings(axes: Any, layer: LayerTimeline) -> None:
+    axes.set_title("how strongly groups are encoded (0: as by chance), 95 % interval", fontsize=9, loc="left")
+    for k, concept in enumerate(layer.ontology.global_):
+        index, low, high = (layer.measures[f"encoding_{name}"][:, k] for name in ("index", "low", "high"))
+        axes.fill_between(range(len(index)), low, high, color=colour(k), alpha=0.2, linewidth=0)
+        axes.plot(index, color=colour(k), label=concept.name, marker=".", markersize=4)
+    axes.set_ylim(0, 1)
+    if layer.ontology.global_:
+        axes.legend(fontsize=7)
+
+
+def _shortcuts(axes: Any, layer: LayerTimeline) -> None:
+    axes.set_title("which label makes a face look like another's (0: neither does)", fontsize=9, loc="left")
+    names, index, error = (
+        label_names(layer.ontology),
+        layer.measures["shortcut_index"],
+        layer.measures["shortcut_error"],
+    )
+    groups = len(layer.ontology.local)  # tasks that are groups: what bias is about
+    last = np.nan_to_num(np.abs(index[-1, groups:]))
+    if not last.size or not last.any():
+        _nothing(axes, "the dictionary cannot tell")
+        return
+    drawn = 0
+    for flat in np.argsort(-last, axis=None, kind="stable")[: 4 * _SHORTCUTS]:
+        task, cue = np.unravel_index(flat, last.shape)
+        value, reach = index[:, groups + task, cue], 1.96 * error[:, groups + task, cue]
+        if value[-1] <= 0 or drawn == _SHORTCUTS:  # of two groups, each is the other's negative
+            continue
+        axes.fill_between(range(len(value)), value - reach, value + reach, color=colour(drawn), alpha=0.15, linewidth=0)
+        label = f"{names[cue]} as {names[groups + task]}"
+        axes.plot(value, color=colour(drawn), label=label, marker=".", markersize=4)
+        drawn += 1
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.set_ylim(-1, 1)
+    axes.legend(fontsize=7)
+
+
+def _nothing(axes: Any, why: str) -> None:
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=9, color="#777777")
+    axes.set_yticks([])

@@ -1,0 +1,194 @@
+"""What became of units over time, against a naive count, and what an alert makes of it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_hnd import Alarm, BiasAlert, Dissection, FaceDictionary, Timeline, dissect
+from lightning_hnd.alerts import Alerts
+from lightning_hnd.bias import label_names
+from lightning_hnd.concepts import PAPER
+from lightning_hnd.report.timelines import write_timeline
+from lightning_hnd.rules import README
+from lightning_hnd.timeline import LayerTimeline, Moment
+
+C, K, L = len(PAPER.local), len(PAPER.global_), len(label_names(PAPER))
+G = L - C
+MALE, GLASSES = label_names(PAPER).index("gender/Male"), label_names(PAPER).index("Eyeglasses")
+
+
+def layer(concepts: list[list[int]], first: int = -1) -> LayerTimeline:
+    """Units paired with one concept each (-1: none), moment by moment; the first moment is the start."""
+    concept = np.array(concepts)
+    moments, units = concept.shape
+    paired = concept[:, :, None] == np.arange(C)
+    measures = {
+        **{f"encoding_{name}": np.zeros((moments, K)) for name in ("index", "low", "high")},
+        "encoding_p": np.ones((moments, K)),
+        **{f"shortcut_{name}": np.zeros((moments, L, L)) for name in ("index", "error", "z")},
+    }
+    when = tuple(Moment(max(0, t), 10 * (t + 1), t == -1) for t in range(first, moments + first))
+    groups, dead = np.zeros((moments, units, G), dtype=bool), np.zeros((moments, units), dtype=bool)
+    return LayerTimeline("body", PAPER, README, when, paired, groups, concept, dead, measures)
+
+
+def timeline(of: LayerTimeline) -> Timeline:
+    return Timeline({"body": of})
+
+
+def test_births_deaths_switches_and_churn_equal_a_count_unit_by_unit() -> None:
+    concepts = np.random.default_rng(0).integers(-1, 3, (6, 40))
+    found = layer(concepts.tolist())
+    for t in range(6):
+        births = deaths = switches = either = 0
+        for u in range(40 if t else 0):
+            before, now = concepts[t - 1, u], concepts[t, u]
+            births += before < 0 <= now
+            deaths += now < 0 <= before
+            switches += before >= 0 and now >= 0 and before != now
+            either += before >= 0 or now >= 0
+        counted = (found.births[t], found.deaths[t], found.switches[t])
+        assert counted == (births, deaths, switches)
+        assert found.churn[t] == (sum(counted) / either if either else 0)
+
+
+def test_what_emerges_stays_to_the_end_and_is_seen_twice() -> None:
+    #          start  0   1   2   3
+    units = [[-1, 5, 7, 9], [3, 5, -1, -1], [3, 5, 7, -1], [3, -1, 7, -1], [3, 5, 7, 8]]
+    since = {e.name: e.moment for e in layer(units).emergence if e.kind == "concept"}
+    names = [concept.name for concept in PAPER.local]
+    assert since[names[3]] == Moment(0, 10, at_start=False)
+    assert since[names[5]] is None  # it was gone in epoch 2
+    assert since[names[7]] == Moment(1, 20, at_start=False)
+    assert since[names[8]] is None  # seen once
+    assert since[names[9]] is None  # gone
+
+
+def faces() -> FaceDictionary:
+    return FaceDictionary.rendered(size=32, images=80)
+
+
+def dissections(count: int) -> list[Dissection]:
+    found = []
+    for t in range(count):
+        torch.manual_seed(t)
+        network = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.ReLU())
+        dissection = dissect(network, faces(), "1")
+        info = {**dissection.info, "epoch": max(0, t - 1), "step": 7 * t, "at_start": t == 0}
+        found.append(dataclasses.replace(dissection, info=info))
+    return found
+
+
+def test_a_timeline_reads_dissections_in_any_order_and_has_each_moment_once(tmp_path: Path) -> None:
+    found = dissections(4)
+    ordered = Timeline.of(found)
+    assert [str(moment) for moment in ordered.moments] == ["start", "0", "1", "2"]
+    assert Timeline.of([found[2], found[0], found[3], found[1], found[0]]) == ordered
+    assert Timeline.of(found[:3]) != ordered
+    assert pickle.loads(pickle.dumps(ordered)) == ordered
+    for t, dissection in enumerate(found):
+        read = dissection["1"]
+        assert np.array_equal(ordered["1"].paired[t], read.paired_concepts)
+        assert np.array_equal(ordered["1"].measures["encoding_index"][t], read.statistics["encoding_index"])
+        strongest = [u.concepts[0].name if u.concepts else None for u in read.units]
+        assert [PAPER.local[c].name if c >= 0 else None for c in ordered["1"].concept[t]] == strongest
+    files = write_timeline(ordered, tmp_path / "out")
+    rows = list(csv.DictReader(files[0].open()))
+    assert [row["moment"] for row in rows] == ["start", "0", "1", "2"]
+    assert [int(row["births"]) for row in rows] == ordered["1"].births.tolist()
+    assert files[1].stat().st_size > 10_000
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    found = dissections(1)[0]
+    with pytest.raises(ValueError, match="at least one dissection"):
+        Timeline.of([])
+    torch.manual_seed(0)
+    wider = dissect(nn.Sequential(nn.Conv2d(3, 9, 4, 4), nn.ReLU()), faces(), "1")
+    with pytest.raises(ValueError, match="layer '1' had units 6 before and has 9"):
+        Timeline.of([found, wider])
+    with pytest.raises(ValueError, match="layers differ: 1 before, 0 now"):
+        Timeline.of([found, dissect(nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.ReLU()), faces(), "0")])
+    with pytest.raises(KeyError, match="no layer 'x'"):
+        Timeline.of([found])["x"]
+
+
+def with_shortcut(index: list[float], z: float = 5.0) -> LayerTimeline:
+    found = layer([[-1]] * len(index))
+    found.measures["shortcut_index"][:, MALE, GLASSES] = index
+    found.measures["shortcut_index"][:, MALE + 1, GLASSES] = -np.array(index)
+    found.measures["shortcut_z"][:, MALE, GLASSES] = np.where(np.array(index) != 0, z, 0)
+    return found
+
+
+def raised(alert: BiasAlert, found: LayerTimeline) -> list[int]:
+    """The moments in which the alarm is raised anew."""
+    alerts = Alerts([alert])
+    return [t for t in range(len(found.moments)) if alerts.take(timeline(found.at(list(range(t + 1)))))[1]]
+
+
+@pytest.mark.parametrize("concept", ["gender/Male", "gender"])
+def test_an_alarm_is_raised_once_the_measure_has_held_and_again_after_a_break(concept: str) -> None:
+    alert = BiasAlert(concept, cue="Eyeglasses")
+    assert raised(alert, with_shortcut([0.0, 0.3, 0.1, 0.2, 0.3, 0.4, 0.1, 0.5, 0.5])) == [4, 8]
+    assert raised(dataclasses.replace(alert, for_epochs=1), with_shortcut([0.0, 0.3, 0.1, 0.2])) == [1, 3]
+    assert raised(dataclasses.replace(alert, index=0.35), with_shortcut([0.0, 0.3, 0.3, 0.4, 0.4])) == [4]
+    assert raised(alert, with_shortcut([0.0, 0.5, 0.5, 0.5], z=1.5)) == []  # not significant
+    assert raised(alert, with_shortcut([float("nan")] * 4)) == []
+
+
+def test_several_dissections_of_an_epoch_count_as_one() -> None:
+    found = with_shortcut([0.0, 0.5, 0.5, 0.5])
+    moments = (found.moments[0], Moment(0, 5, False), Moment(0, 10, False), Moment(1, 15, False))
+    assert raised(BiasAlert("gender", cue="Eyeglasses"), dataclasses.replace(found, moments=moments)) == [3]
+
+
+def test_encoding_is_compared_with_the_start() -> None:
+    found = layer([[-1]] * 4)
+    k = [concept.name for concept in PAPER.global_].index("gender")
+    found.measures["encoding_index"][:, k] = [0.4, 0.45, 0.7, 0.7]
+    for name, reach in (("low", -0.1), ("high", 0.1)):
+        found.measures[f"encoding_{name}"][:, k] = found.measures["encoding_index"][:, k] + reach
+    assert raised(BiasAlert("gender"), found) == [3]
+    for name, reach in (("low", -0.4), ("high", 0.3)):  # wide intervals
+        found.measures[f"encoding_{name}"][:, k] = found.measures["encoding_index"][:, k] + reach
+    assert raised(BiasAlert("gender"), found) == []
+
+
+def test_an_alarm_says_what_it_is_about() -> None:
+    alerts = Alerts([BiasAlert("gender", cue="Eyeglasses")])
+    values, (alarm,) = alerts.take(timeline(with_shortcut([0.0, 0.3, 0.41])))
+    assert isinstance(alarm, Alarm)
+    assert str(alarm) == (
+        "bias: in layer 'body' Eyeglasses makes faces look like gender/Male (index 0.41, p = 5.7e-07), since epoch 0"
+    )
+    assert values == {"body": {"bias/gender-Eyeglasses/index": 0.41, "bias/gender-Eyeglasses/alarm": 1.0}}
+    assert tuple(values["body"]) == alerts.keys
+    again = Alerts([BiasAlert("gender", cue="Eyeglasses")], alerts.state())
+    assert again.take(timeline(with_shortcut([0.0, 0.3, 0.41, 0.5])))[1] == []  # raised before the run was resumed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"concept": "Eyeglasses"}, "must be a global one; known are age"),
+        ({"concept": "gendre", "cue": "Eyeglasses"}, "no concept or group 'gendre'"),
+        ({"concept": "gender", "cue": "gender/Male"}, "of which it is a part"),
+    ],
+)
+def test_alerts_on_what_is_not_known_are_refused(wrong: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Alerts([BiasAlert(**wrong)]).check(PAPER)
+    for bad in ({"index": 1.0}, {"for_epochs": 0}, {"level": 0.0}, {"then": "shout"}):
+        with pytest.raises(ValueError, match="|".join(bad)):
+            BiasAlert("gender", **bad)
+    with pytest.raises(ValueError, match="two alerts have the name 'gender'"):
+        Alerts([BiasAlert("gender"), BiasAlert("gender", index=0.5)])
