@@ -1,5 +1,6 @@
 """lightning-hnd: Hierarchical Network Dissection of face models while they train."""
 
+from lightning_hnd.ablation import Ablation, ablate
 from lightning_hnd.alerts import Alarm, BiasAlert
 from lightning_hnd.callback import HNDCallback
 from lightning_hnd.concepts import PAPER, Concept, GlobalConcept, Ontology
@@ -17,6 +18,7 @@ __all__ = [
     "PAPER",
     "README",
     "RELEASED",
+    "Ablation",
     "Alarm",
     "BiasAlert",
     "Concept",
@@ -35,6 +37,7 @@ __all__ = [
     "Rule",
     "Timeline",
     "Unit",
+    "ablate",
     "dissect",
     "rotation_test",
 ]

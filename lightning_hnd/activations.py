@@ -84,6 +84,37 @@ def record(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list[A
             handle.remove()
 
 
+@contextlib.contextmanager
+def switched_off(model: nn.Module, layer: str, units: Sequence[int]) -> Iterator[None]:
+    """While open, some units of a layer give 0 everywhere, whatever they see.
+
+    Args:
+        model: The module.
+        layer: The layer's dotted name.
+        units: Channels of ``[B, U, h, w]``, or of tokens ``[B, T, U]``.
+
+    Raises:
+        ValueError: If the layer is not there, or, while it runs, gives neither.
+    """
+    known = named_layers(model)
+    if layer not in known:
+        raise ValueError(f"the model has no layer {layer!r}, of which units are to be switched off")
+
+    def silence(_module: nn.Module, _inputs: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+            got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"layer {layer!r} gives {got}; units are switched off in maps or tokens only")
+        off = torch.tensor(units, dtype=torch.int64, device=output.device)
+        return output.index_fill(1 if output.ndim == 4 else 2, off, 0.0)
+
+    handle = known[layer].register_forward_hook(silence)
+    try:
+        with _eager(model):
+            yield
+    finally:
+        handle.remove()
+
+
 def _eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Compiled code does not call hooks: run it as written while they are in place.
 
