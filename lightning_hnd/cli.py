@@ -1,4 +1,4 @@
-"""The command line: ``lightning-hnd dictionary build``, ``check`` and ``show``.
+"""The command line: ``lightning-hnd dictionary build``, ``check`` and ``show``, and ``lightning-hnd timeline``.
 
 Exit codes: 0, all is well; 1, the dictionary cannot be used or would make results wrong; 2, the command was not
 understood or cannot be carried out.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_hnd.building import SourceOptions
+    from lightning_hnd.dissection import Dissection
 
 FINE, FINDINGS, USAGE = 0, 1, 2
 """Exit codes."""
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_build(actions)
     _add_check(actions)
     _add_show(actions)
+    _add_timeline(commands)
     return parser
 
 
@@ -194,3 +196,96 @@ def _show(args: argparse.Namespace) -> int:
     faces = FaceDictionary.from_folder(args.path, size=args.size)
     print(f"{faces}\n{write_sheets(faces, args.out)}")
     return FINE
+
+
+def _add_timeline(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    timeline = commands.add_parser(
+        "timeline",
+        help="show over the epochs what the units of a run's layers became",
+        description="Of the dissections that a run has written, or of its checkpoints: what formed when, and stayed.",
+    )
+    timeline.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="the run's folder (or its hnd/), or checkpoints: *.ckpt"
+    )
+    timeline.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for pictures, a table and, of checkpoints, hnd/"
+    )
+    timeline.add_argument("--rule", choices=["readme", "released", "above_chance"], help="what to read pairings under")
+    of = timeline.add_argument_group("checkpoints")
+    of.add_argument("--model", metavar="MODULE:CLASS", help="the LightningModule, as in my_package.models:FaceNet")
+    of.add_argument(
+        "--dictionary", type=Path, metavar="DIR", help="folder of the dictionary; the drawn faces if left out"
+    )
+    of.add_argument("--layers", nargs="+", metavar="NAME", help="names or globs; the last spatial one if left out")
+    of.add_argument("--size", type=int, nargs="+", metavar="N", help="pixels; left out: those of example_input_array")
+    of.add_argument("--mean", type=float, nargs="+", default=[0.5], help="as the model is trained (0.5)")
+    of.add_argument("--std", type=float, nargs="+", default=[0.5], help="as the model is trained (0.5)")
+    timeline.set_defaults(run=_timeline)
+
+
+def _timeline(args: argparse.Namespace) -> int:
+    from lightning_hnd import ABOVE_CHANCE, README, RELEASED, Timeline
+    from lightning_hnd.report import history
+    from lightning_hnd.report.timelines import write_timeline
+
+    rule = {"readme": README, "released": RELEASED, "above_chance": ABOVE_CHANCE}.get(args.rule)
+    if all(path.suffix == ".ckpt" for path in args.paths):
+        timeline = Timeline.of(_of_checkpoints(args), rule)
+    elif len(args.paths) == 1:
+        inside = args.paths[0] / "hnd"
+        timeline = Timeline.of(history(inside if inside.is_dir() else args.paths[0]), rule)
+    else:
+        raise ValueError("give one folder of a run, or files of checkpoints (*.ckpt)")
+    print(timeline)
+    if args.out is not None:
+        print("written:", *write_timeline(timeline, args.out), sep="\n  ")
+    return FINE
+
+
+def _of_checkpoints(args: argparse.Namespace) -> Iterator[Dissection]:
+    from tqdm.auto import tqdm
+
+    from lightning_hnd import FaceDictionary
+    from lightning_hnd.checkpoints import dissect_checkpoints
+    from lightning_hnd.model_input import find_images
+    from lightning_hnd.report.files import file_name
+
+    if args.model is None:
+        raise ValueError("say with --model MODULE:CLASS which LightningModule the checkpoints are of")
+    model = _named(args.model)
+
+    def load(path: Path) -> Any:
+        return model.load_from_checkpoint(path, map_location="cpu")
+
+    example = find_images(load(args.paths[0]).example_input_array)
+    if args.size is None and example is None:
+        raise ValueError(f"{args.model} has no example_input_array that says the size of its images: give --size")
+    size = args.size if example is None or args.size is not None else example.shape[-2:]
+    channels = 3 if example is None else example.shape[-3]
+    mean, std = (values[0] if len(values) == 1 else values for values in (args.mean, args.std))
+    settings: dict[str, Any] = {"size": (size[0], size[-1]), "channels": channels, "mean": mean, "std": std}
+    faces = (
+        FaceDictionary.rendered(**settings)
+        if args.dictionary is None
+        else FaceDictionary.from_folder(args.dictionary, **settings)
+    )
+    found = dissect_checkpoints(args.paths, load, faces, layers=args.layers)
+    for dissection in tqdm(found, "checkpoints", total=len(args.paths)):
+        if args.out is not None:
+            (args.out / "hnd").mkdir(parents=True, exist_ok=True)
+            dissection.save(args.out / "hnd" / file_name(dissection))
+        yield dissection
+
+
+def _named(name: str) -> Any:
+    """What ``module:attribute`` names, the working directory included."""
+    import importlib
+
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import {name!r}, of the form MODULE:CLASS: {error}") from error
+    finally:
+        sys.path.remove("")

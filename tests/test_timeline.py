@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_hnd import Alarm, BiasAlert, Dissection, FaceDictionary, Timeline, dissect
+from lightning_hnd import Alarm, BiasAlert, Dissection, FaceDictionary, HNDCallback, Timeline, dissect
 from lightning_hnd.alerts import Alerts
 from lightning_hnd.bias import label_names
+from lightning_hnd.checkpoints import dissect_checkpoints
+from lightning_hnd.cli import main
 from lightning_hnd.concepts import PAPER
+from lightning_hnd.report import history
 from lightning_hnd.report.timelines import write_timeline
 from lightning_hnd.rules import README
 from lightning_hnd.timeline import LayerTimeline, Moment
@@ -192,3 +197,44 @@ def test_alerts_on_what_is_not_known_are_refused(wrong: dict[str, str], message:
             BiasAlert("gender", **bad)
     with pytest.raises(ValueError, match="two alerts have the name 'gender'"):
         Alerts([BiasAlert("gender"), BiasAlert("gender", index=0.5)])
+
+
+def test_the_command_reads_a_runs_folder_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    faces = FaceDictionary.rendered(size=runs.SIZE, images=60)
+    keeping = ModelCheckpoint(tmp_path / "ckpt", save_top_k=-1, every_n_epochs=1)
+    trainer = runs.trainer(tmp_path, HNDCallback(faces, "body.0"), keeping)
+    trainer.fit(runs.Net(example=True), *runs.data())
+    out = tmp_path / "out"
+    assert main(["timeline", str(tmp_path), "--out", str(out)]) == 0
+    assert "body.0 (rule readme), 3 moments:" in capsys.readouterr().out
+    of_files = Timeline.of(history(tmp_path / "hnd"))
+    checkpoints = [str(path) for path in (tmp_path / "ckpt").glob("*.ckpt")]
+    assert main(["timeline", *checkpoints, "--model", "runs:Net", "--size", "24", "32", "--layers", "body.0"]) == 0
+    again = Timeline.of(
+        dissect_checkpoints(checkpoints, lambda path: runs.Net.load_from_checkpoint(path), faces, layers="body.0")
+    )
+    assert again["body.0"] == of_files["body.0"].at([1, 2])  # all but the start, of which there is no checkpoint
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "b"], "one folder of a run, or files of checkpoints"),
+        (["nowhere"], "there is no folder nowhere"),
+        (["a.ckpt"], "say with --model"),
+        (["a.ckpt", "--model", "runs"], "of the form MODULE:CLASS"),
+        (["a.ckpt", "--model", "runs:Nothing"], "cannot import 'runs:Nothing'"),
+    ],
+)
+def test_the_command_says_what_is_wrong(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["timeline", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.ckpt").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"broken\.ckpt is no Lightning checkpoint"):
+        list(dissect_checkpoints([tmp_path / "broken.ckpt"], lambda _: nn.Identity(), faces()))
+    with pytest.raises(ValueError, match="no checkpoint to dissect"):
+        list(dissect_checkpoints([], lambda _: nn.Identity(), faces()))

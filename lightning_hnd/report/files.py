@@ -34,6 +34,13 @@ def history(folder: str | Path) -> Iterator[Dissection]:
     return _readable(_files(Path(folder)))
 
 
+def file_name(dissection: Dissection) -> str:
+    """Of its epoch and step: ``start-step=00000000.hnd``, ``epoch=0003-step=00000400.hnd``."""
+    info = dissection.info
+    when = "start" if info["at_start"] else f"epoch={info['epoch']:04d}"
+    return f"{when}-step={info['step']:08d}.hnd"
+
+
 def _readable(paths: list[Path]) -> Iterator[Dissection]:
     for path in paths:
         try:
@@ -85,9 +92,7 @@ class RunFiles:
         if self.folder is None:
             self.folder = _claim(log_dir.absolute(), "hnd")
         self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
-        info = dissection.info
-        when = "start" if info["at_start"] else f"epoch={info['epoch']:04d}"
-        name = f"{when}-step={info['step']:08d}.hnd"
+        name = file_name(dissection)
         dissection.save(self.folder / name)
         if name not in self.names:
             self.names.append(name)
