@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +11,14 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 
 from lightning_hnd.activations import Grid
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.dissector import Dissector
 from lightning_hnd.faults import tolerated
+from lightning_hnd.fresh import FreshWeights, Null
 from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
 from lightning_hnd.monitors import (
     refuse_foreign,
@@ -27,10 +29,11 @@ from lightning_hnd.monitors import (
     warn_of_averaging,
     warn_without_validation,
 )
-from lightning_hnd.pipeline import BUDGET, ForwardFn
+from lightning_hnd.pipeline import BUDGET
 from lightning_hnd.processes import ALONE
 from lightning_hnd.report.publishing import Publisher, Stopwatch
-from lightning_hnd.rules import README, Rule
+from lightning_hnd.rules import ABOVE_CHANCE, README, Rule, readings
+from lightning_hnd.showing import ForwardFn, Showing
 from lightning_hnd.strategies import processes_of
 from lightning_hnd.undisturbed import device_of
 
@@ -50,6 +53,10 @@ class HNDCallback(Callback):
     Training is not disturbed: weights, modes, hooks, random numbers and dataloaders are as without the
     callback, to the bit.
 
+    One measurement is read under two rules (:class:`~lightning_hnd.Rule`): ``readme``, the bar that the released code's
+    README states, and ``above_chance``, what stands up to chance, and to what the architecture does with fresh weights
+    (``docs/above-chance.md``). Files and attributes read as the latter; ``dissection.with_rule(README)`` as the other.
+
     **Logged scalars**, through Lightning's own logging, so that any logger, ``ModelCheckpoint(monitor=...)``
     and ``EarlyStopping`` see them. All but the last under ``hnd/<layer>/<rule>/``, the same at every dissection:
 
@@ -61,16 +68,19 @@ class HNDCallback(Callback):
     ``region/<region>``         interpretable units of the region
     ``kind/<kind>``             units paired with a concept of the kind (``part``, ``attribute``, ...)
     ``group/<concept>/<group>`` units paired with the group (``group/gender/Female``)
+    ``associated_units``        under ``above_chance`` alone, as are the next two: units whose response is tied to a
+                                concept's presence
+    ``placed_units``            units whose maps go along with the masks of their own faces
+    ``learnt_units``            units that do more than those of networks with fresh weights
     ``hnd/seconds``             what the dissection took, with its files and pictures; that of a second
                                 HNDCallback of the Trainer is ``hnd/seconds-2``
     ==========================  =========================================================================
 
-    ``<rule>`` is ``readme`` with the default settings, see :class:`~lightning_hnd.Rule`. To TensorBoard,
-    W&B and MLflow go also a table of the strongest assignments, the histogram of concepts and the faces that
-    the strongest units fire on. Each dissection of a fit is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``,
-    the baseline as ``start-step=<step>.hnd``: see :class:`~lightning_hnd.Dissection` and
-    :func:`~lightning_hnd.report.history`. A second HNDCallback of one Trainer, and a second run in the same
-    ``log_dir``, writes to ``<log_dir>/hnd-2``.
+    Other settings of the bar or of the level have other names. To TensorBoard, W&B and MLflow go also a table of the
+    strongest assignments, the histogram of concepts and the faces that the strongest units fire on. Each dissection
+    of a fit is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``, the baseline as ``start-step=<step>.hnd``: see
+    :class:`~lightning_hnd.Dissection` and :func:`~lightning_hnd.report.history`. A second HNDCallback of one Trainer,
+    and a second run in the same ``log_dir``, writes to ``<log_dir>/hnd-2``.
 
     **Several processes** (DDP; FSDP2 through ``ModelParallelStrategy`` without tensor parallelism) share the
     dictionary out by whole batches, and all get the same result: that of the first process's buffers, where batch
@@ -93,10 +103,12 @@ class HNDCallback(Callback):
         quantile: Fraction of a unit's activations that exceed its threshold.
         iou_threshold: The bar that a local unit's best IoU must exceed.
         firing_only: Whether only images in which a unit fires count in its IoU, as in the released code.
-        level: With 0.05 pairings are those that stand up to chance at that false discovery rate, whatever their IoU;
-            keys begin with ``hnd/<layer>/above_chance/``. Beside the others there are ``associated_units`` and
-            ``placed_units``; networks with fresh weights are not asked during training. See
-            ``docs/above-chance.md``. A second HNDCallback may log ``readme`` beside it.
+        level: The false discovery rate of ``above_chance``. None: only the bar is put to units, which takes a little
+            less time and memory.
+        fresh_seeds: Of networks with fresh weights to compare with, for what is learnt. Each is shown the dictionary
+            once, before the first step; a run that is resumed, and later fits, remember the outcome. None: five, if
+            the module can be reset, else a warning. ``()``: none, and no ``learnt_units``.
+        factory: Makes such a network, where ``reset_parameters`` throughout the module is not it.
         size: Height and width of the dictionary's images, or one number for both. None: those of
             ``example_input_array``, or of the first batch.
         mean: Subtracted from the dictionary's images in 0..1, 0.5 by default: what the model is trained with.
@@ -111,10 +123,12 @@ class HNDCallback(Callback):
 
     Raises:
         TypeError: If the Trainer is not one of ``lightning.pytorch``.
-        ValueError: If a value is out of range, or ``size``, ``mean`` or ``std`` is given beside a FaceDictionary,
-            which has its own. Before the first step also: if a layer does not exist or does not run, the
-            dictionary is damaged, activations are not finite, somebody monitors a key that will not be logged,
-            goes stale or may be NaN, the strategy is not supported, or processes have different dictionaries.
+        ValueError: If a value is out of range, ``fresh_seeds`` or ``factory`` is given without a level, or ``size``,
+            ``mean`` or ``std`` is given beside a FaceDictionary, which has its own. Before the first step also: if a
+            layer does not exist or does not run, the dictionary is damaged, activations are not finite, somebody
+            monitors a key that will not be logged, goes stale or may be NaN, ``fresh_seeds`` are given and
+            ``reset_parameters`` does not reach a weight, the strategy is not supported, or processes have different
+            dictionaries.
         FileNotFoundError: If ``dictionary`` is a path that does not exist.
 
     Attributes:
@@ -132,7 +146,9 @@ class HNDCallback(Callback):
         quantile: float = README.quantile,
         iou_threshold: float = README.iou_threshold,
         firing_only: bool = README.firing_only,
-        level: float | None = README.level,
+        level: float | None = ABOVE_CHANCE.level,
+        fresh_seeds: Sequence[int] | None = None,
+        factory: Callable[[], nn.Module] | None = None,
         size: int | tuple[int, int] | None = None,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -142,13 +158,19 @@ class HNDCallback(Callback):
         budget: int = BUDGET,
         max_images: int | None = None,
     ) -> None:
-        self.rule = Rule(quantile, iou_threshold, firing_only, level)
+        self.rule = Rule(quantile, iou_threshold, firing_only)
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}")
         chosen = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
-        self._dissector = Dissector(chosen, self.rule, grid, forward_fn, batch_size, budget)
+        self._dissector = Dissector(
+            chosen,
+            readings(self.rule, level),
+            Showing(grid, forward_fn, batch_size),
+            budget,
+            FreshWeights.chosen(fresh_seeds, factory, level),
+        )
         self._faces = LearntDictionary(DictionarySource(dictionary, size, mean, std, max_images))
         self._every_n_epochs = every_n_epochs
         self._at_train_epoch_end = at_train_epoch_end
@@ -162,12 +184,14 @@ class HNDCallback(Callback):
         self.baseline: Dissection | None = None
         self.latest: Dissection | None = None
         self._last_epoch: int | None = None
-        self._publisher = Publisher()
+        self._publisher = Publisher(self._dissector.rules)
         self._started = False
 
     def _forget_model(self) -> None:
         self._faces.forget()
         self._names: tuple[str, ...] = ()
+        self._learnt: bool | None = None  # whether it is asked, once that is known
+        self._null: Null = {}
 
     @property
     def dictionary(self) -> FaceDictionary | None:
@@ -236,7 +260,7 @@ class HNDCallback(Callback):
 
     def _keys(self) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
-        return self._dissector.keys(self._names, self.dictionary)
+        return self._dissector.keys(self._names, self.dictionary, learnt=bool(self._learnt))
 
     def _check_keys(self, trainer: pl.Trainer) -> None:
         """Refuses keys that another HNDCallback logs, too, and whoever monitors one that nobody logs."""
@@ -309,7 +333,10 @@ class HNDCallback(Callback):
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         self._prepare(trainer, pl_module, self._known)
-        return self._dissector.dissect(trainer, pl_module, self._known, self._names, self._processes, at_start=at_start)
+        what = (trainer, pl_module, self._known, self._names, self._processes)
+        if self._learnt and not self._null:
+            self._null = self._dissector.null(*what, self.baseline)
+        return self._dissector.dissect(*what, null=self._null, at_start=at_start)
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary) -> None:
         """What must be settled before a dictionary is shown; the first time, the layers are chosen."""
@@ -317,6 +344,8 @@ class HNDCallback(Callback):
         self._processes.require_same("dictionaries", f"{dictionary}, {dictionary.fingerprint}")
         if not self._names:
             self._names = self._dissector.find_layers(trainer, pl_module, dictionary, self._processes)
+        if self._learnt is None:
+            self._learnt = self._dissector.asks_learnt(pl_module, self._processes)
         self._check_keys(trainer)
 
     @property
@@ -348,7 +377,7 @@ class HNDCallback(Callback):
         """Takes up where a run left off."""
         self._last_epoch = state_dict["last_epoch"]
         self._names = tuple(state_dict["layers"])
-        self._publisher = Publisher(state_dict)
+        self._publisher = Publisher(self._dissector.rules, state_dict)
 
 
 def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:

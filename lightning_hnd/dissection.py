@@ -121,6 +121,11 @@ class LayerDissection:
         """``[U, C]``, of the kind that the rule asks for."""
         return self.statistics["iou_firing" if self.rule.firing_only else "iou_labelled"]
 
+    @property
+    def asked_fresh(self) -> bool:
+        """Whether networks with fresh weights were asked what is learnt."""
+        return any(name.startswith("fresh_") for name in self.statistics)
+
     @cached_property
     def defence(self) -> Defence:
         """What each pairing survives at the rule's level, 5 % for rules without one.
@@ -131,8 +136,7 @@ class LayerDissection:
         if "placed_z" not in self.statistics:
             raise ValueError(f"layer {self.name!r} was measured without evidence of chance: dissect it with level=0.05")
         numbers = {name: torch.tensor(value) for name, value in self.statistics.items() if value.dtype.kind == "f"}
-        fresh = {name.removeprefix("fresh_"): value for name, value in numbers.items() if name.startswith("fresh_")}
-        return defend(numbers, torch.tensor(~self.dead), fresh or None, self.rule.level or LEVEL)
+        return defend(numbers, torch.tensor(~self.dead), null_of(self.statistics) or None, self.rule.level or LEVEL)
 
     @cached_property
     def _affinity(self) -> tuple[Array, Array]:
@@ -452,6 +456,15 @@ class Dissection:
         return cls._build(
             arrays, Ontology.from_dict(header["ontology"]), Rule.from_dict(header["rule"]), header["info"]
         )
+
+
+def null_of(statistics: Mapping[str, Array]) -> dict[str, Tensor]:
+    """The null hypothesis of *learnt* among the statistics of a layer; empty where nobody asked."""
+    return {
+        name.removeprefix("fresh_"): torch.tensor(value)
+        for name, value in statistics.items()
+        if name.startswith("fresh_")
+    }
 
 
 def _frozen(array: Array) -> Array:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_hnd.activations import Grid, resolve_layers
+from lightning_hnd.activations import resolve_layers
 from lightning_hnd.dictionary import FaceDictionary
-from lightning_hnd.dissection import Dissection
-from lightning_hnd.pipeline import ForwardFn, choose_layers, describe, measure
+from lightning_hnd.dissection import Dissection, null_of
+from lightning_hnd.fresh import FreshWeights, Null, fresh_null, with_null
+from lightning_hnd.pipeline import choose_layers, describe, measure
 from lightning_hnd.processes import Processes
-from lightning_hnd.report.keys import QUESTIONS, keys, prefix
+from lightning_hnd.report.keys import LEARNT, QUESTIONS, keys, prefix
 from lightning_hnd.rules import Rule
+from lightning_hnd.showing import Showing
 from lightning_hnd.undisturbed import unlogged
 
 
@@ -26,26 +27,25 @@ class Dissector:
 
     Args:
         layers: Dotted names or globs. None: the last spatial output that the forward pass reaches.
-        rule: What decides the pairings.
-        grid: As in :func:`~lightning_hnd.dissect`.
-        forward_fn: As in :func:`~lightning_hnd.dissect`.
-        batch_size: As in :func:`~lightning_hnd.dissect`.
+        rules: What decides the pairings, all of one quantile; dissections are read under the last one.
+        showing: How dictionaries are shown, but for what the Trainer says.
         budget: As in :func:`~lightning_hnd.dissect`.
+        fresh: The networks to compare with, for what is learnt.
 
     Raises:
         ValueError: If ``batch_size`` or ``budget`` is out of range.
     """
 
     layers: tuple[str, ...] | None
-    rule: Rule
-    grid: Grid | None
-    forward_fn: ForwardFn | None
-    batch_size: int
+    rules: tuple[Rule, ...]
+    showing: Showing
     budget: int
+    fresh: FreshWeights
+    _nulls: dict[str, Null] = field(default_factory=dict, repr=False)  # of earlier runs, by what they depend on
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.showing.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.showing.batch_size}")
         if self.budget < 0:
             raise ValueError(f"budget must not be negative, got {self.budget}")
 
@@ -57,22 +57,69 @@ class Dissector:
         """
         return () if self.layers is None else resolve_layers(pl_module, self.layers)
 
-    def keys(self, names: Sequence[str], dictionary: FaceDictionary | None) -> list[str]:
+    def keys(self, names: Sequence[str], dictionary: FaceDictionary | None, *, learnt: bool) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
         if dictionary is None:
             return []
-        every = (*keys(dictionary.ontology), *(QUESTIONS if self.rule.level is not None else ()))
-        return [f"{prefix(name, self.rule.name)}/{key}" for name in names for key in every]
+        usual, questions = keys(dictionary.ontology), (*QUESTIONS, *((LEARNT,) if learnt else ()))
+        return [
+            f"{prefix(name, rule.name)}/{key}"
+            for rule in self.rules
+            for name in names
+            for key in (*usual, *(questions if rule.level is not None else ()))
+        ]
 
     def find_layers(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary, processes: Processes
     ) -> tuple[str, ...]:
         """Chooses the layers by a forward pass; the choice is printed. Called by all processes."""
         with unlogged(pl_module), processes.forward("finding the layers"):
-            names, said = choose_layers(pl_module, dictionary, self.layers, **self._forward(trainer))
+            names, said = choose_layers(pl_module, dictionary, self.layers, self._showing(trainer, processes))
         if said:
             rank_zero_info(f"HNDCallback: {said}")
         return names
+
+    def asks_learnt(self, pl_module: pl.LightningModule, processes: Processes) -> bool:
+        """Whether networks with fresh weights will be asked what is learnt.
+
+        If they cannot be made that is an error where somebody asked for them, and else a warning.
+
+        Raises:
+            ValueError: If so.
+        """
+        if self.rules[-1].level is None or not self.fresh.seeds:
+            return False
+        with unlogged(pl_module), processes.together("making a network with fresh weights"):
+            obstacle = self.fresh.obstacle(pl_module, split=processes.split)
+        if obstacle is None:
+            return True
+        if self.fresh.demanded:
+            raise ValueError(obstacle)
+        rank_zero_warn(
+            f"HNDCallback does not ask what is learnt in training: {obstacle}. HNDCallback(fresh_seeds=()) does without"
+        )
+        return False
+
+    def null(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        dictionary: FaceDictionary,
+        names: Sequence[str],
+        processes: Processes,
+        baseline: Dissection | None,
+    ) -> Null:
+        """What fresh weights do: as remembered, as the run's baseline holds it, or found out now by all processes."""
+        key = self.fresh.key(pl_module, dictionary, names, self.showing)
+        known = self._nulls.get(key)
+        if known is None and baseline is not None and baseline.info.get("fresh") == key:
+            known = {layer.name: null_of(layer.statistics) for layer in baseline}
+        if known is None or any(processes.any([known is None])):
+            showing = self._showing(trainer, processes)
+            with unlogged(pl_module):
+                known = fresh_null(pl_module, dictionary, names, showing, fresh=self.fresh, budget=self.budget)
+        self._nulls[key] = known
+        return known
 
     def measure(
         self,
@@ -83,19 +130,12 @@ class Dissector:
         processes: Processes,
     ) -> dict[str, dict[str, Tensor]]:
         """Shows a dictionary to the module. Called by all processes, which share it."""
+        rule, showing = self.rules[-1], self._showing(trainer, processes)
+        evidence = rule.level is not None
         with unlogged(pl_module):
             return measure(
-                pl_module,
-                dictionary,
-                names,
-                self.rule.quantile,
-                batch_size=self.batch_size,
-                budget=self.budget,
-                progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-                processes=processes,
-                evidence=self.rule.level is not None,
-                **self._forward(trainer),
-            )
+                pl_module, dictionary, names, rule.quantile, showing, budget=self.budget, evidence=evidence
+            )  # fmt: skip
 
     def dissect(
         self,
@@ -105,17 +145,20 @@ class Dissector:
         names: Sequence[str],
         processes: Processes,
         *,
+        null: Null,
         at_start: bool,
     ) -> Dissection:
         """Dissects the module as it is now. Called by all processes."""
-        statistics = self.measure(trainer, pl_module, dictionary, names, processes)
+        statistics = with_null(self.measure(trainer, pl_module, dictionary, names, processes), null)
         moment = {"epoch": trainer.current_epoch, "step": trainer.global_step, "at_start": at_start}
-        info = {**describe(dictionary), **moment}
-        return Dissection.from_statistics(statistics, dictionary.ontology, self.rule, info)
+        fresh = {"fresh": self.fresh.key(pl_module, dictionary, names, self.showing)} if null else {}
+        info = {**describe(dictionary), **moment, **fresh}
+        return Dissection.from_statistics(statistics, dictionary.ontology, self.rules[-1], info)
 
-    def _forward(self, trainer: pl.Trainer) -> dict[str, Any]:
-        return {
-            "grid": self.grid,
-            "forward_fn": self.forward_fn,
-            "context": trainer.precision_plugin.forward_context,
-        }
+    def _showing(self, trainer: pl.Trainer, processes: Processes) -> Showing:
+        return replace(
+            self.showing,
+            progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+            context=trainer.precision_plugin.forward_context,
+            processes=processes,
+        )

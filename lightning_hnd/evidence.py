@@ -2,80 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.functional.significance import exchanged_masks_test, partial_rank_test, stratified_rank_test
-
-MODES = 8
-"""Principal components of a concept's masks that are looked at."""
+from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, RankTest, exchanged_masks_test
+from lightning_hnd.groups import group_tests
+from lightning_hnd.places import MODES, Places
+from lightning_hnd.processes import ALONE, Processes
+from lightning_hnd.unit_table import UnitTable, rows_at_once
 
 GRID = 16
 """Cells of maps on a side; larger maps are averaged down to it."""
 
-_CHUNK = 64  # masks that are spread out at a time
-_AGES = (20.0, 40.0, 60.0)
-_BINS = 4  # for labels that are numbers, and of which no groups are known
-
-_known: WeakKeyDictionary[FaceDictionary, dict[tuple[int, int], Places]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Where the concepts of a dictionary are, as maps see it.
-
-    Attributes:
-        usual: ``[C, P]``, the mean of a concept's masks over the ``P`` cells, adding up to 1.
-        modes: ``[C, K, P]``, how they differ from face to face: principal components.
-        weight: ``[C, K]``, how much, as standard deviations; the squares add up to 1. 0 for concepts without masks.
-        coefficient: ``[M, K]``, of each mask, with mean 0 and variance 1 over the masks of its concept.
-        shape: ``[M, P]``, each mask, with mean 0 and norm 1 over the cells.
-    """
-
-    usual: Tensor
-    modes: Tensor
-    weight: Tensor
-    coefficient: Tensor
-    shape: Tensor
-
-    @classmethod
-    def of(cls, faces: FaceDictionary, cells: tuple[int, int]) -> Places:
-        """The places of a dictionary's concepts on a grid; found once, and remembered with the dictionary."""
-        known = _known.setdefault(faces, {})
-        if cells not in known:
-            known[cells] = cls._find(faces, cells)
-        return known[cells]
-
-    @classmethod
-    def _find(cls, faces: FaceDictionary, cells: tuple[int, int]) -> Places:
-        concepts, size = len(faces.ontology.local), cells[0] * cells[1]
-        parts = [
-            functional.adaptive_avg_pool2d(faces.masks[first : first + _CHUNK].dense().float(), cells)
-            for first in range(0, len(faces.masks), _CHUNK)
-        ]
-        share = torch.cat([torch.zeros(0, *cells), *parts]).flatten(1)
-        usual, modes = torch.zeros(concepts, size), torch.zeros(concepts, MODES, size)
-        weight, coefficient = torch.zeros(concepts, MODES), torch.zeros(len(share), MODES)
-        for c in faces.mask_concept.unique().tolist():
-            own = faces.mask_concept == c
-            usual[c] = share[own].mean(0)
-            _, values, directions = torch.linalg.svd(share[own] - usual[c], full_matrices=False)
-            rank = min(MODES, int((values > 1e-3 * values.sum().clamp(min=1e-9)).sum()))
-            modes[c, :rank], weight[c, :rank] = directions[:rank], values[:rank] / values[:rank].norm().clamp(min=1e-9)
-            found = (share[own] - usual[c]) @ directions[:rank].T
-            coefficient[own, :rank] = found / found.square().mean(0).sqrt()
-        return cls(usual / usual.sum(1, keepdim=True).clamp(min=1e-9), modes, weight, coefficient, _standardised(share))
+_GATHERING = "gathering the evidence"
 
 
 class Evidence:
     """What the units of one layer did at the places of concepts.
+
+    What grows with the images, four bytes for each of them, each unit and each concept of the image's kind that can be
+    absent, is kept in memory or, after :meth:`spill`, in temporary files.
 
     Args:
         faces: The dictionary that streams by.
@@ -94,13 +46,22 @@ class Evidence:
 
     def __init__(self, faces: FaceDictionary) -> None:
         self._faces = faces
-        self._places: Places | None = None
+        self._kinds = [_Kind.of(faces, kind) for kind in range(len(faces.ontology.kinds))]
+        self._units = 0
         self._cells = (0, 0)
-        self._sums = torch.zeros(0)  # [4, C, U, K]: a, a^2, a l, and in the first of K the agreement
-        self._responses: dict[int, list[Tensor]] = {kind: [] for kind in range(len(faces.ontology.kinds))}
-        self._images: dict[int, list[Tensor]] = {kind: [] for kind in range(len(faces.ontology.kinds))}
-        self._peaks: list[Tensor] = []
-        self._shown: list[Tensor] = []
+        self._sums = torch.zeros(0)  # [U, C, 3 K + 1] float64: of K modes a, a^2 and a l; the agreement
+        self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then of concepts
+        self._peaks = _Seen()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of what grows with the images."""
+        return sum(seen.table.kept_bytes for seen in (*self._responses, self._peaks))
+
+    def spill(self) -> None:
+        """Moves what grows with the images to temporary files."""
+        for seen in (*self._responses, self._peaks):
+            seen.table.spill()
 
     def update(self, maps: Tensor, batch: DictionaryBatch) -> None:
         """Takes in one batch.
@@ -110,67 +71,47 @@ class Evidence:
             batch: Their images, of the dictionary.
         """
         maps = maps.contiguous()  # channels last would be added up in another order
+        self._units, (height, width) = maps.shape[1], maps.shape[2:]
         shown = (batch.group >= 0).any(1)
-        self._peaks.append(maps[shown].flatten(2).amax(2).float())
-        self._shown.append(batch.index[shown].cpu())
-        local = batch.source >= 0
-        if not bool(local.any()):
+        if bool(shown.any()):
+            self._peaks.append(maps[shown].flatten(2).amax(2).float().t(), batch.index[shown])
+        if not bool((batch.source >= 0).any()):
             return
-        height, width = maps.shape[2:]
         cells = self._cells = (min(height, GRID), min(width, GRID))
-        if self._places is None:
-            self._places = Places.of(self._faces, cells)
-            self._sums = torch.zeros(4, len(self._faces.ontology.local), maps.shape[1], MODES, dtype=torch.float64)
+        if not len(self._sums):
+            shape = (maps.shape[1], len(self._faces.ontology.local), 3 * MODES + 1)
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=maps.device)
         maps = maps.float() if cells == (height, width) else functional.adaptive_avg_pool2d(maps.float(), cells)
-        first = int(torch.searchsorted(self._faces.mask_image, batch.index[:1].cpu()))
-        for kind in batch.source[local].unique().tolist():
-            self._update_kind(kind, maps, batch, first)
+        for kind in batch.source[batch.source >= 0].unique().tolist():
+            if self._kinds[kind].concepts:
+                self._update_kind(kind, maps, batch)
 
-    def _update_kind(self, kind: int, maps: Tensor, batch: DictionaryBatch, first: int) -> None:
+    def _update_kind(self, number: int, maps: Tensor, batch: DictionaryBatch) -> None:
         """Takes in the images of one source."""
-        assert self._places is not None
-        places, device = self._places, maps.device
-        concepts = [c for c, k in enumerate(self._faces.ontology.concept_kind) if k == kind]
-        rows = (batch.source == kind).nonzero().flatten()
+        kind, places = self._kinds[number], Places.of(self._faces, self._cells)
+        rows = (batch.source == number).nonzero().flatten()
         flat = maps[rows].flatten(2)  # [b, U, P]
-        self._responses[kind].append(flat @ places.usual[concepts].T.to(device))
-        self._images[kind].append(batch.index[rows].cpu())
-        flat = _standardised(flat)
-        of_kind = batch.mask_image.new_zeros(len(batch.source), dtype=torch.bool)
-        of_kind[rows] = True
-        mask = of_kind[batch.mask_image].nonzero().flatten()
-        row = torch.searchsorted(rows, batch.mask_image[mask])
-        concept, mask = batch.mask_concept[mask], (mask + first).cpu()
-        for c in concepts:
-            of_concept = concept == c
-            if not bool(of_concept.any()):
-                continue
-            own, which = flat[row[of_concept]], mask[of_concept.cpu()]
-            a = own @ places.modes[c].T.to(device)  # [n, U, K]
-            agreement = (own @ places.shape[which].to(device).unsqueeze(2)).squeeze(2)  # [n, U]
-            product = torch.einsum("nuk,nk->uk", a, places.coefficient[which].to(device))
-            found = torch.stack([a.sum(0), a.square().sum(0), product, torch.zeros_like(product)]).double()
-            found[3, :, 0] = agreement.sum(0)
-            self._sums[:, c] += found.cpu()
+        lens = kind.lens(places, maps.device)  # [P, L K + A]: modes of L concepts, usual places of A of them
+        spread, mean = torch.var_mean(flat, dim=2, correction=0)
+        norm = (spread * flat.shape[2]).sqrt()
+        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # 0 for constant maps
+        seen = flat @ lens
+        concepts = len(kind.concepts)
+        if kind.absent:
+            responses = seen[:, :, concepts * MODES :].permute(1, 2, 0).flatten(0, 1).contiguous()
+            self._responses[number].append(responses, batch.index[rows])
+        masks = kind.masks_of(self._faces, places, batch, rows)
+        a = seen[:, :, : concepts * MODES].unflatten(2, (concepts, MODES)) * scale[:, :, None, None]
+        a *= masks.there[:, None, :, None]
+        agreement = (flat @ masks.shape.transpose(1, 2)) * scale[:, :, None]
+        found = (a.sum(0), a.square().sum(0), (a * masks.coefficient[:, None]).sum(0), agreement.sum(0).unsqueeze(2))
+        self._sums[:, kind.concepts] += torch.cat(found, dim=2).double()
 
-    def state(self) -> dict[str, Any]:
-        """What has been gathered: plain data, to be joined with that of other processes."""
-        own = {name: value for name, value in vars(self).items() if name not in ("_faces", "_places")}
-        return {name: dict(value) if isinstance(value, dict) else value for name, value in own.items()}
-
-    def join(self, states: Sequence[dict[str, Any]]) -> None:
-        """Takes what several processes have gathered, this one among them, in place of its own."""
-        for kind in self._responses:
-            self._responses[kind] = [part for state in states for part in state["_responses"][kind]]
-            self._images[kind] = [part for state in states for part in state["_images"][kind]]
-        self._peaks = [part for state in states for part in state["_peaks"]]
-        self._shown = [part for state in states for part in state["_shown"]]
-        sums = [state["_sums"] for state in states if len(state["_sums"])]
-        if sums:
-            self._sums, self._cells = torch.stack(sums).sum(0), max(state["_cells"] for state in states)
-
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self, processes: Processes = ALONE) -> dict[str, Tensor]:
         """The test statistics.
+
+        Args:
+            processes: Each has gathered a share, and all get the result: that of all together. All call it.
 
         Returns:
             ``U`` units, ``C`` local concepts, ``G`` groups; NaN where a question does not apply or has no answer.
@@ -187,97 +128,152 @@ class Evidence:
               :func:`~lightning_hnd.functional.significance.stratified_rank_test` of the peaks, over the images of
               the global concept, in strata of what else is known of them
         """
-        peaks, shown = torch.cat([part.cpu() for part in self._peaks]), torch.cat(self._shown)
-        units, concepts = peaks.shape[1], len(self._faces.ontology.local)
+        units, concepts = self._units, len(self._faces.ontology.local)
+        groups = sum(len(concept.groups) for concept in self._faces.ontology.global_)
         result = {
-            name: torch.full((units, concepts), torch.nan, dtype=torch.float64)
-            for name in (
-                "associated_z",
-                "associated_effect",
-                "associated_auc",
-                "placed_z",
-                "placed_effect",
-                "agreement",
+            f"{question}_{name}": torch.full((units, number), torch.nan, dtype=torch.float64)
+            for question, names, number in (
+                ("associated", ("z", "effect", "auc"), concepts),
+                ("placed", ("z", "effect"), concepts),
+                ("group", ("z", "effect", "auc"), groups),
             )
+            for name in names
         }
-        if len(self._sums):
-            places = self._places or Places.of(self._faces, self._cells)
-            count = torch.tensor(self._faces.images_per_concept).double()[:, None].expand(-1, units)
-            weight = places.weight.double()[:, None].expand(-1, units, -1)
-            sum_, square, product = self._sums[:3]
-            z, effect = exchanged_masks_test(sum_, square, product, count, weight)
-            result["placed_z"], result["placed_effect"] = z.T, effect.T
-            result["agreement"] = (self._sums[3, :, :, 0] / torch.where(count > 0, count, torch.nan)).T
-            self._associate(result)
-        return {**result, **_groups(self._faces, peaks, shown)}
+        result["agreement"] = torch.full((units, concepts), torch.nan, dtype=torch.float64)
+        with processes.together(_GATHERING):
+            shares = processes.gather((self._cells, self._sums.cpu()))
+            sums = [own for _, own in shares if len(own)]
+            if sums:
+                self._place(torch.stack(sums).sum(0), max(cells for cells, _ in shares), result)
+        for kind, seen in zip(self._kinds, self._responses, strict=True):
+            images = seen.all_images(processes)
+            tests = kind.tests(self._faces, images)
 
-    def _associate(self, result: Mapping[str, Tensor]) -> None:
-        ontology = self._faces.ontology
-        carried = torch.zeros(len(self._faces), len(ontology.local), dtype=torch.bool)
-        carried[self._faces.mask_image, self._faces.mask_concept] = True
-        for kind, parts in self._responses.items():
-            if not parts:
-                continue
-            concepts = [c for c, k in enumerate(ontology.concept_kind) if k == kind]
-            labels = carried[torch.cat(self._images[kind])][:, concepts]
-            response = torch.cat([part.cpu() for part in parts])
-            for i, c in enumerate(concepts):
-                others = torch.cat([labels[:, :i], labels[:, i + 1 :]], dim=1)
-                test = partial_rank_test(response[:, :, i], labels[:, i], others)
-                for name, value in test._asdict().items():
-                    result[f"associated_{name}"][:, c] = value
+            def associate(first: int, block: Tensor, tests: list[tuple[int, Contrast]] = tests) -> None:
+                for i, (c, contrast) in enumerate(tests):
+                    _put(result, "associated", contrast.test(block[i :: len(tests)].t()), first, slice(c, c + 1))
 
+            seen.each(units, len(tests), len(images), processes, associate)
+        images = self._peaks.all_images(processes)
+        of_groups = group_tests(self._faces, images)
 
-def _standardised(values: Tensor) -> Tensor:
-    """With mean 0 and norm 1 over the last dimension; 0 where constant."""
-    centred = values - values.mean(-1, keepdim=True)
-    norm = centred.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 1e-6 * values.abs().amax(-1, keepdim=True), centred / norm.clamp(min=1e-30), 0.0)
+        def compare(first: int, block: Tensor) -> None:
+            for columns, test in of_groups:
+                _put(result, "group", test(block.t()), first, columns)
+
+        self._peaks.each(units, 1, len(images), processes, compare)
+        return result
+
+    def _place(self, sums: Tensor, cells: tuple[int, int], result: Mapping[str, Tensor]) -> None:
+        images = torch.tensor(self._faces.images_per_concept).double().expand(len(sums), -1)
+        weight = Places.of(self._faces, cells).weight.double().expand(len(sums), -1, -1)
+        sum_, square, product, agreement = sums.split([MODES, MODES, MODES, 1], dim=2)
+        result["placed_z"][:], result["placed_effect"][:] = exchanged_masks_test(sum_, square, product, images, weight)
+        result["agreement"][:] = agreement.squeeze(2) / torch.where(images > 0, images, torch.nan)
 
 
-def _groups(faces: FaceDictionary, peaks: Tensor, shown: Tensor) -> dict[str, Tensor]:
-    """Tests of groups, concept by concept."""
-    ontology, group = faces.ontology, faces.group[shown]
-    tests = []
-    for k, concept in enumerate(ontology.global_):
-        rows = group[:, k] >= 0
-        stratum = strata(faces, concept.name, shown[rows])
-        tests.append(stratified_rank_test(peaks[rows], group[rows, k], len(concept.groups), stratum))
-    empty = torch.zeros(peaks.shape[1], 0, dtype=torch.float64)
-    return {
-        f"group_{name}": torch.cat([empty, *(getattr(test, name) for test in tests)], dim=1)
-        for name in ("z", "effect", "auc")
-    }
+@dataclass(frozen=True)
+class _Kind:
+    """The concepts of one source.
 
-
-def strata(faces: FaceDictionary, concept: str, images: Tensor) -> Tensor:
-    """Numbers images so that equal ones are alike in all labels of ``labels.csv`` that name another global concept.
-
-    Args:
-        faces: The dictionary.
-        concept: The global concept that is asked about, which is not looked at.
-        images: ``[n]`` int64, positions in the dictionary.
-
-    Returns:
-        ``[n]`` int64. Ethnicity and skin tone are not held fixed for each other: they hardly differ.
+    Attributes:
+        concepts: ``L`` concepts that have masks.
+        absent: Those of them that enough images carry and enough do not.
     """
-    akin = {"ethnicity": {"skin_tone"}, "skin_tone": {"ethnicity"}}.get(concept, set()) | {concept}
-    stratum = torch.zeros(len(images), dtype=torch.int64)
-    for other in faces.ontology.global_:
-        if other.name not in akin and len(images):
-            values = [faces.labels[i].get(other.name, "") for i in images.tolist()]
-            stratum = stratum * (1 + len(values)) + torch.tensor(_as_numbers(other.name, values))
-    numbered: Tensor = stratum.unique(return_inverse=True)[1]
-    return numbered
+
+    concepts: list[int]
+    absent: list[int]
+
+    @classmethod
+    def of(cls, faces: FaceDictionary, kind: int) -> _Kind:
+        images, count = int((faces.source == kind).sum()), faces.images_per_concept
+        concepts = [c for c, k in enumerate(faces.ontology.concept_kind) if k == kind and count[c]]
+        return cls(concepts, [c for c in concepts if LEAST_IMAGES <= count[c] <= images - LEAST_IMAGES])
+
+    def lens(self, places: Places, device: torch.device) -> Tensor:
+        """What maps are multiplied with: ``[P, L K + A]``, the modes of the concepts, and the usual places of some."""
+        modes = places.modes[self.concepts]
+        modes = modes - modes.mean(2, keepdim=True)  # as good as to take the mean from each map
+        return torch.cat([modes.flatten(0, 1), places.usual[self.absent]]).t().to(device)
+
+    def masks_of(self, faces: FaceDictionary, places: Places, batch: DictionaryBatch, rows: Tensor) -> _Masks:
+        """What is known of some images of a batch."""
+        device, images = rows.device, len(rows)
+        slot = torch.full((len(faces.ontology.local),), -1, device=device)
+        slot[self.concepts] = torch.arange(len(self.concepts), device=device)
+        row = torch.full((len(batch.index),), -1, device=device)
+        row[rows] = torch.arange(images, device=device)
+        row, slot = row[batch.mask_image], slot[batch.mask_concept]
+        own = (row >= 0).nonzero().flatten()
+        place = (row[own], slot[own])
+        number = own.cpu() + torch.searchsorted(faces.mask_image, batch.index[:1].cpu())
+        there = torch.zeros(images, len(self.concepts), device=device)
+        zeros = [there.new_zeros(*there.shape, size) for size in (MODES, places.usual.shape[1])]
+        masks = _Masks(there, *zeros)
+        masks.there[place] = 1.0
+        masks.coefficient[place] = places.coefficient[number].to(device)
+        masks.shape[place] = places.shape[number].to(device)
+        return masks
+
+    def tests(self, faces: FaceDictionary, images: Tensor) -> list[tuple[int, Contrast]]:
+        """Each concept that can be absent, and its contrast over some images: the other concepts are held fixed."""
+        carried = torch.zeros(len(faces), len(faces.ontology.local), dtype=torch.bool)
+        carried[faces.mask_image, faces.mask_concept] = True
+        labels = carried[images]
+        others = [[o for o in self.concepts if o != c] for c in self.absent]
+        return [(c, Contrast.of(labels[:, c], labels[:, o])) for c, o in zip(self.absent, others, strict=True)]
 
 
-def _as_numbers(name: str, values: list[str]) -> list[int]:
-    """Equal labels get equal numbers; of numbers those between the same bounds do."""
-    try:
-        numbers = torch.tensor([float(value) if value else torch.nan for value in values])
-    except ValueError:
-        known = {value: i for i, value in enumerate(dict.fromkeys(values))}
-        return [known[value] for value in values]
-    bounds = torch.tensor(_AGES) if name == "age" else numbers.nanquantile(torch.arange(1, _BINS) / _BINS)
-    binned: list[int] = torch.where(numbers.isnan(), -1, torch.bucketize(numbers, bounds, right=True)).add(1).tolist()
-    return binned
+class _Masks(NamedTuple):
+    """Which of ``b`` images carries which of ``L`` concepts, and what :class:`Places` knows of the masks."""
+
+    there: Tensor
+    coefficient: Tensor
+    shape: Tensor
+
+
+class _Seen:
+    """Numbers of units on images, and which images."""
+
+    def __init__(self) -> None:
+        self.table = UnitTable()
+        self._images: list[Tensor] = []
+
+    def append(self, columns: Tensor, images: Tensor) -> None:
+        """Adds ``[rows, m]`` numbers of ``m`` images."""
+        self.table.append(columns.contiguous())
+        self._images.append(images.cpu())
+
+    def all_images(self, processes: Processes) -> Tensor:
+        """The images that all processes have seen, as their numbers will stand in :meth:`each`."""
+        with processes.together(_GATHERING):
+            own = torch.cat([torch.zeros(0, dtype=torch.int64), *self._images])
+        return torch.cat(processes.gather(own))
+
+    def each(
+        self, units: int, per_unit: int, images: int, processes: Processes, test: Callable[[int, Tensor], None]
+    ) -> None:
+        """Has the numbers of all processes tested, a few units at a time, which bounds memory.
+
+        Args:
+            units: How many there are.
+            per_unit: Rows of each.
+            images: How many all processes have seen.
+            processes: They read in step, and each tests all.
+            test: Takes the first unit and ``[rows, images]``.
+        """
+        rows = units * per_unit if images else 0
+        step = rows_at_once(images, max(1, per_unit))
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            with processes.together(_GATHERING):
+                own = self.table.rows(first, last) if self.table.units else torch.zeros(last - first, 0)
+                own = own if processes.size == 1 else own.cpu()
+            with processes.together(_GATHERING):
+                test(first // per_unit, torch.cat(processes.gather(own), dim=1))
+
+
+def _put(result: Mapping[str, Tensor], question: str, test: RankTest, first: int, columns: slice) -> None:
+    for name, value in test._asdict().items():
+        found = value.cpu().view(len(value), -1)
+        result[f"{question}_{name}"][first : first + len(found), columns] = found

@@ -3,49 +3,108 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_hnd.activations import Grid, record, unit_maps
-from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.activations import record
+from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.evidence import Evidence
 from lightning_hnd.functional.defence import learnt_null
+from lightning_hnd.processes import Processes
+from lightning_hnd.showing import Showing
 from lightning_hnd.undisturbed import device_of, kept_random_state, undisturbed
 
 SEEDS = (101, 102, 103, 104, 105)
 """Of the networks with fresh weights, unless somebody says otherwise."""
 
+Null = Mapping[str, Mapping[str, Tensor]]
+"""What fresh weights do: of each layer what :func:`~lightning_hnd.functional.defence.learnt_null` returns."""
+
 _BATCH_NORM_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class FreshWeights:
+    """Networks with fresh weights: which, and how they are made.
+
+    Attributes:
+        seeds: One for each; none, where none are asked.
+        factory: Makes a network. None: a copy of the model in which every module's ``reset_parameters`` is called.
+        demanded: Whether somebody asked for them, so that it is an error if they cannot be made.
+    """
+
+    seeds: tuple[int, ...] = SEEDS
+    factory: Callable[[], nn.Module] | None = None
+    demanded: bool = False
+
+    @classmethod
+    def chosen(
+        cls, seeds: Sequence[int] | None, factory: Callable[[], nn.Module] | None, level: float | None
+    ) -> FreshWeights:
+        """What a user asks for: None is no wish.
+
+        Raises:
+            ValueError: If there is a wish, and no level at which to compare.
+        """
+        if (seeds or factory is not None) and level is None:
+            raise ValueError("fresh_seeds and factory are of use under a level only; give level=0.05 as well")
+        demanded = bool(seeds) or factory is not None
+        return cls(SEEDS if seeds is None else tuple(seeds), factory, demanded)
+
+    def obstacle(self, model: nn.Module, *, split: bool) -> str | None:
+        """Why such networks cannot be made of a model, and what would help; None if they can.
+
+        Args:
+            model: Gives the architecture; it is left as it is.
+            split: Whether its weights are spread over several processes.
+        """
+        if self.factory is not None:
+            return None
+        if split:
+            return "the model is split over processes; give a factory that makes a network with fresh weights"
+        try:
+            with kept_random_state(device_of(model)):
+                renewed(model)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def key(self, model: nn.Module, dictionary: FaceDictionary, layers: Sequence[str], showing: Showing) -> str:
+        """A digest of all that their null hypothesis depends on: weights that a model has learnt are not in it."""
+        shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in model.state_dict().items()]
+        makers = [getattr(f, "__qualname__", type(f).__qualname__) for f in (self.factory, showing.forward_fn)]
+        parts = (repr(model), shapes, dictionary.fingerprint, tuple(layers), self.seeds, makers, showing.grid)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def fresh_null(
     model: nn.Module,
     dictionary: FaceDictionary,
     layers: Sequence[str],
+    showing: Showing,
     *,
-    factory: Callable[[], nn.Module] | None = None,
-    seeds: Sequence[int] = SEEDS,
-    grid: Grid | None = None,
-    forward_fn: Callable[[nn.Module, Tensor], object] | None = None,
-    batch_size: int = 64,
-) -> dict[str, dict[str, Tensor]]:
+    fresh: FreshWeights,
+    budget: int,
+) -> Null:
     """What the units of networks with fresh weights do on a dictionary: the null hypothesis of *learnt*.
 
-    Each network is shown the whole dictionary once, so this costs about as much as ``len(seeds)`` dissections. It
-    depends on the architecture and the dictionary alone: find it once, and use it in every epoch.
+    Each network is shown the whole dictionary once. It depends on the architecture and the dictionary alone: find it
+    once, and use it in every epoch.
 
     Args:
         model: The model whose architecture it is; it is left as it is.
         dictionary: The faces.
         layers: Names of layers.
-        factory: Makes a network with fresh weights. None: a copy of the model in which every module's
-            ``reset_parameters`` is called.
-        seeds: Of the networks.
-        grid: As in :func:`~lightning_hnd.dissect`.
-        forward_fn: As in :func:`~lightning_hnd.dissect`.
-        batch_size: Images in a batch.
+        showing: How. If several processes share the dictionary, all get the same result.
+        fresh: The networks.
+        budget: Bytes that may be taken by what grows with the images; beyond it, temporary files do.
 
     Returns:
         For each layer what :func:`~lightning_hnd.functional.defence.learnt_null` makes of it.
@@ -53,27 +112,51 @@ def fresh_null(
     Raises:
         ValueError: If ``reset_parameters`` does not reach every parameter; give a factory then.
     """
-    networks: dict[str, list[tuple[dict[str, Tensor], Tensor]]] = {name: [] for name in layers}
-    run = forward_fn or (lambda network, images: network(images))
-    for network in fresh_networks(model, seeds, factory):
-        _estimate_batch_norm(network, dictionary, run, batch_size)
-        evidence = {name: Evidence(dictionary) for name in layers}
-        low: dict[str, Tensor] = {}
-        high: dict[str, Tensor] = {}
-        device = device_of(network)
-        with undisturbed(network), record(network, layers) as outputs:
-            for batch in dictionary.batches(batch_size):
-                outputs.clear()
-                run(network, batch.images.to(device))
-                for name in layers:
-                    maps = unit_maps(name, outputs, len(batch.index), grid)
-                    evidence[name].update(maps, batch)
-                    values = maps.transpose(0, 1).flatten(1)
-                    low[name] = torch.minimum(low.get(name, values.amin(1)), values.amin(1))
-                    high[name] = torch.maximum(high.get(name, values.amax(1)), values.amax(1))
-        for name in layers:
-            networks[name].append((evidence[name].compute(), (high[name] > low[name]).cpu()))
+    networks: dict[str, list[tuple[Mapping[str, Tensor], Tensor]]] = {name: [] for name in layers}
+    showing = replace(showing, processes=replace(showing.processes, split=False))  # each has them whole
+    with torch.inference_mode(False):
+        waiting = fresh_networks(model, fresh.seeds, fresh.factory)
+        for seed in fresh.seeds:
+            with showing.processes.together("showing the dictionary to fresh weights"):
+                network = next(waiting)
+                _estimate_batch_norm(network, dictionary, showing)
+            found = _Found(dictionary, layers, budget)
+            with undisturbed(network):
+                showing.show(network, dictionary, layers, f"Fresh weights (seed {seed})", found.take_in)
+            for name in layers:
+                networks[name].append(found.compute(name, showing.processes))
     return {name: learnt_null(found) for name, found in networks.items()}
+
+
+class _Found:
+    """What one network does on a dictionary."""
+
+    def __init__(self, dictionary: FaceDictionary, layers: Sequence[str], budget: int) -> None:
+        self._evidence = {name: Evidence(dictionary) for name in layers}
+        self._ends: dict[str, Tensor] = {}  # of each unit the highest activation, and the lowest with its sign changed
+        self._budget = budget
+
+    def take_in(self, name: str, maps: Tensor, batch: DictionaryBatch) -> None:
+        """Takes in one batch."""
+        ends = torch.stack([maps.amax((0, 2, 3)), -maps.amin((0, 2, 3))])
+        self._ends[name] = torch.maximum(self._ends.get(name, ends), ends)
+        self._evidence[name].update(maps, batch)
+        if sum(evidence.kept_bytes for evidence in self._evidence.values()) > self._budget:
+            for evidence in self._evidence.values():
+                evidence.spill()
+
+    def compute(self, name: str, processes: Processes) -> tuple[dict[str, Tensor], Tensor]:
+        """The evidence of a layer, and its live units ``[U]``; called by all processes."""
+        high, low = torch.stack(processes.gather(self._ends[name].cpu())).amax(0)
+        return self._evidence[name].compute(processes), (high > -low) & high.isfinite() & low.isfinite()
+
+
+def with_null(statistics: Mapping[str, Mapping[str, Tensor]], null: Null) -> dict[str, dict[str, Tensor]]:
+    """Statistics of layers with the null hypothesis of *learnt* beside them, as a dissection keeps them."""
+    return {
+        name: {**layer, **{f"fresh_{key}": value for key, value in null.get(name, {}).items()}}
+        for name, layer in statistics.items()
+    }
 
 
 def fresh_networks(
@@ -110,7 +193,7 @@ def renewed(model: nn.Module) -> nn.Module:
         >>> bool((renewed(model)[0].weight == model[0].weight).any())
         False
     """
-    network = copy.deepcopy(model)
+    network = _copy(model)
     # a mark that no initialisation leaves: what still bears it was not reset
     with torch.no_grad():
         for tensor in _weights(network).values():
@@ -128,6 +211,42 @@ def renewed(model: nn.Module) -> nn.Module:
     return network
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules, with what else they refer to (a Trainer, a data set) shared, not copied.
+
+    Raises:
+        ValueError: If it cannot be copied.
+    """
+    # what may hold modules is looked into
+    looked_into = (nn.Module, list, tuple, dict, set, partial, MethodType)
+
+    def shared(module: nn.Module) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in vars(module).items()
+            if not isinstance(value, looked_into) and not (isinstance(value, Tensor) and value.is_leaf)
+        }
+
+    try:
+        network = copy.deepcopy(
+            model, {id(value): value for module in model.modules() for value in shared(module).values()}
+        )
+        for module, copied in zip(model.modules(), network.modules(), strict=True):
+            left_out = {name: value for name, value in shared(module).items() if vars(copied).get(name, value) is None}
+            vars(copied).update(left_out)  # a LightningModule's Trainer
+            # compiled code is that of the module that was copied
+            vars(copied).pop("_compiled_call_impl", None)
+            own = vars(copied).get("forward")
+            if hasattr(own, "_torchdynamo_orig_callable") and "_orig_mod" not in copied._modules:
+                del copied.forward
+        return network
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); give a factory that makes a "
+            "network with fresh weights"
+        ) from error
+
+
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     """Parameters, and buffers of modules that have parameters: other buffers are constants."""
     weights: dict[str, Tensor] = dict(network.named_parameters())
@@ -139,15 +258,13 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
 
 
-def _estimate_batch_norm(
-    network: nn.Module, dictionary: FaceDictionary, run: Callable[[nn.Module, Tensor], object], batch_size: int
-) -> None:
+def _estimate_batch_norm(network: nn.Module, dictionary: FaceDictionary, showing: Showing) -> None:
     """Gives batch norms the mean and variance of the dictionary's images: fresh ones know of none."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return
     device = device_of(network)
-    with kept_random_state(device), torch.no_grad():
+    with kept_random_state(device), torch.no_grad(), record(network, ()):  # as written, where it is compiled
         network.eval()
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -157,8 +274,8 @@ def _estimate_batch_norm(
         step = max(1, len(dictionary) // _BATCH_NORM_IMAGES)  # evenly over the sources
         images = torch.arange(0, len(dictionary), step)
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
-        for some in images.split(batch_size):
-            run(network, dictionary.images(some).to(device))
+        for some in images.split(showing.batch_size):
+            showing.forward(network, dictionary.images(some).to(device))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         network.eval()

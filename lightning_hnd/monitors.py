@@ -108,7 +108,8 @@ def refuse_shared(mine: Sequence[str], others: Sequence[str]) -> None:
     if shared:
         raise ValueError(
             f"two HNDCallbacks of this Trainer would log {min(shared)!r}, and Lightning would log their mean; give "
-            "them different layers or rules, or dissect with the second dictionary in another run"
+            "them different layers or rules (level=None leaves above_chance to the other), or dissect with the second "
+            "dictionary in another run"
         )
 
 

@@ -62,11 +62,16 @@ class Rule:
         return f"{kind}-q{self.quantile!r}-iou{self.iou_threshold!r}"
 
 
+def readings(bar: Rule, level: float | None) -> tuple[Rule, ...]:
+    """The rules under which one measurement is read: a bar and, where there is a level, what stands up to chance."""
+    return (bar,) if level is None else (bar, Rule(bar.quantile, level=level))
+
+
 README = Rule(quantile=0.005, iou_threshold=0.04, firing_only=False)
-"""What the released code's README describes, and Network Dissection does: the default."""
+"""What the released code's README describes, and Network Dissection does."""
 
 RELEASED = Rule(quantile=0.05, iou_threshold=0.04, firing_only=True)
 """What the released code's settings file does. It calls units of pure noise interpretable; for comparison only."""
 
-ABOVE_CHANCE = Rule(quantile=0.005, iou_threshold=0.0, firing_only=False, level=0.05)
-"""Ours: a pairing is a statement with a false discovery rate of 5 %. The IoU is reported and decides nothing."""
+ABOVE_CHANCE = Rule(quantile=0.005, level=0.05)
+"""Ours, the default: pairings are statements with a false discovery rate of 5 %. The IoU decides nothing."""

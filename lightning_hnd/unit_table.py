@@ -14,6 +14,11 @@ from torch import Tensor
 _AT_ONCE = 2**21  # numbers read together
 
 
+def rows_at_once(columns: int, multiple: int = 1) -> int:
+    """How many rows of so many columns are read together: a multiple of ``multiple``, whose rows belong together."""
+    return multiple * max(1, _AT_ONCE // max(1, multiple * columns))
+
+
 class UnitTable:
     """Numbers of each unit, ``[U, n]``, which grow by columns and are read back a few units at a time.
 
@@ -63,11 +68,16 @@ class UnitTable:
                 self._write(self._file, part)
             self._parts = []
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that it takes; none once it is in a file."""
+        return sum(part.numel() * part.element_size() for part in self._parts)
+
     def blocks(self) -> Iterator[Tensor]:
         """The table a few units at a time, in order: ``[some units, n]``."""
-        step = max(1, _AT_ONCE // max(1, self.columns))
+        step = rows_at_once(self.columns)
         for first in range(0, self.units, step):
-            yield self._rows(first, min(first + step, self.units))
+            yield self.rows(first, min(first + step, self.units))
 
     def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
         """Puts for each block what ``change`` makes of it: as many rows, of any one width."""
@@ -82,7 +92,8 @@ class UnitTable:
                 table._widths, table._like = [changed.shape[1]], self._like
         self._parts, self._file, self._widths = table._parts, table._file, table._widths
 
-    def _rows(self, first: int, last: int) -> Tensor:
+    def rows(self, first: int, last: int) -> Tensor:
+        """Those of some units: ``[last - first, n]``."""
         if self._file is None:
             return torch.cat([part[first:last] for part in self._parts], dim=1)
         dtype = torch.empty(0, dtype=self._like.dtype).numpy().dtype

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import random_dictionary
-from runs import Net, data, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from runs import SIZE, TENSORS_ONLY, Memory, Net, data, trainer
 from test_evidence import squares
 from torch import nn
 
 from lightning_hnd import ABOVE_CHANCE, PAPER, README, Dissection, DissectionMetric, HNDCallback, Rule, dissect
+from lightning_hnd.fresh import fresh_null, renewed
 from lightning_hnd.report import scalars
 
 
@@ -85,11 +90,12 @@ def test_the_other_rules_read_as_from_the_metric_alone(dissection: Dissection) -
         metric.update(model(batch.images), batch)
     plain = Dissection.from_statistics({"1": metric.compute()}, faces.ontology, README, found.info)
     assert scalars(found) == scalars(plain)
-    assert dissect(model, faces, layers="1") == plain
+    assert dissect(model, faces, layers="1", level=None) == plain
+    assert dissect(model, faces, layers="1").rule == ABOVE_CHANCE
     with pytest.raises(ValueError, match="without evidence of chance: dissect it with level=0.05"):
         plain.with_rule(ABOVE_CHANCE)
     with pytest.raises(ValueError, match="give level=0.05 as well"):
-        dissect(model, faces, layers="1", fresh_seeds=(1,))
+        dissect(model, faces, layers="1", level=None, fresh_seeds=(1,))
     there_and_back = found.with_rule(ABOVE_CHANCE).with_rule(README)
     assert there_and_back == found
 
@@ -117,14 +123,101 @@ def test_names_of_rules_with_other_settings() -> None:
         Rule(level=1.0)
 
 
-def test_a_callback_logs_its_keys_beside_those_of_another(tmp_path: Path) -> None:
+def test_a_callback_reads_one_measurement_under_two_rules(tmp_path: Path) -> None:
+    faces, memory = random_dictionary(), Memory()
+    alone, both = HNDCallback(faces, "body.2", level=None), HNDCallback(faces, "body.2")
+    for callback in (alone, both):
+        torch.manual_seed(0)
+        run = trainer(tmp_path, callback, max_epochs=1, logger=memory)
+        run.fit(Net(), *data())
+    logged = {key: value.item() for key, value in run.callback_metrics.items() if key.startswith("hnd/body.2/")}
+    assert both.latest is not None
+    assert alone.latest is not None
+    assert both.latest.rule == ABOVE_CHANCE
+    assert alone.latest.rule == README
+    assert logged == scalars(both.latest) | scalars(alone.latest)  # none of the earlier curves changes
+    assert set(logged) == set(both._keys())
+    assert {key.rpartition("/")[2] for key in logged} >= {"associated_units", "placed_units", "learnt_units"}
+    assert both.baseline is not None
+    read = sorted(tmp_path.rglob("hnd-2/*.hnd"))
+    assert [Dissection.load(path) for path in read] == [both.latest, both.baseline]
+
+
+class Unreachable(Net):
+    """Has a weight that nothing resets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.scale * x)
+
+
+def test_a_module_that_cannot_be_reset_is_named_before_the_first_step(tmp_path: Path) -> None:
     faces = random_dictionary()
-    callbacks = [HNDCallback(faces, "body.2"), HNDCallback(faces, "body.2", level=0.05)]
-    run = trainer(tmp_path, *callbacks, max_epochs=1)
-    run.fit(Net(), *data())
-    logged = {key for key in run.callback_metrics if key.startswith("hnd/body.2/")}
-    assert {key.split("/")[2] for key in logged} == {"readme", "above_chance"}
-    assert logged == {key for callback in callbacks for key in callback._keys()}
-    assert callbacks[1].latest is not None
-    assert callbacks[0].latest is not None
-    assert scalars(callbacks[1].latest.with_rule(README)) == scalars(callbacks[0].latest)
+    run = trainer(tmp_path, callback := HNDCallback(faces, "body.2"), max_epochs=1)
+    with pytest.warns(UserWarning, match="does not ask what is learnt in training: reset_parameters does not reach 1"):
+        run.fit(Unreachable(), *data())
+    assert not [key for key in run.callback_metrics if "learnt" in key]
+    assert "hnd/body.2/above_chance/placed_units" in run.callback_metrics
+    assert not [key for key in callback._keys() if "learnt" in key]
+    model = Unreachable()
+    before = model.head[1].weight.clone()
+    with pytest.raises(ValueError, match="weights of Unreachable: scale; give a factory"):
+        trainer(tmp_path, HNDCallback(faces, "body.2", fresh_seeds=[1])).fit(model, *data())
+    assert torch.equal(model.head[1].weight, before)
+    run = trainer(tmp_path, HNDCallback(faces, "body.2", factory=Unreachable), max_epochs=1)
+    run.fit(Unreachable(), *data())
+    assert "hnd/body.2/above_chance/learnt_units" in run.callback_metrics
+    run = trainer(tmp_path, HNDCallback(faces, "body.2", fresh_seeds=()), max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="HNDCallback does not ask")
+        run.fit(Unreachable(), *data())
+
+
+def test_fresh_networks_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        asked.append(args)
+        return fresh_null(*args, **options)
+
+    monkeypatch.setattr("lightning_hnd.dissector.fresh_null", spy)
+    faces, checkpoint = random_dictionary(), ModelCheckpoint(tmp_path, save_last=True)
+    callback = HNDCallback(faces, "body.2", fresh_seeds=[1, 2])
+    trainer(tmp_path, callback, checkpoint, max_epochs=1).fit(Net(), *data())
+    trainer(tmp_path, callback, max_epochs=1).fit(Net(), *data())  # other weights, the same architecture
+    assert len(asked) == 1
+    resumed = HNDCallback(faces, "body.2", fresh_seeds=[1, 2])
+    run = trainer(tmp_path, resumed, max_epochs=2)
+    run.fit(Net(), *data(), ckpt_path=tmp_path / "last.ckpt", **TENSORS_ONLY)
+    assert len(asked) == 1
+    assert resumed.latest is not None
+    assert callback.latest is not None
+    for name in ("mean", "spread", "best_concept", "best_group"):
+        mine, first = (c.latest["body.2"].statistics[f"fresh_{name}"] for c in (resumed, callback))
+        assert np.array_equal(mine, first, equal_nan=True)
+    trainer(tmp_path, HNDCallback(faces, "body.2", fresh_seeds=[1, 3]), max_epochs=1).fit(Net(), *data())
+    assert len(asked) == 2
+
+
+def test_a_fresh_network_takes_over_the_modules_and_nothing_else(tmp_path: Path) -> None:
+    class Holding(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.data_set = threading.Lock()  # as little to be copied as a data set should be
+            self.blocks = [self.body]  # a second way to the same weights
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last = self.blocks[0](x)
+            return self.head(self.last.mean((2, 3)))[:, 0]
+
+    model = Holding()
+    model(torch.zeros(1, 3, *SIZE))  # leaves a tensor with a history
+    model.trainer = trainer(tmp_path)
+    fresh = renewed(model)
+    assert fresh.trainer is model.trainer
+    assert fresh.blocks[0] is fresh.body
+    assert fresh.data_set is model.data_set
+    assert not torch.equal(fresh.body[0].weight, model.body[0].weight)

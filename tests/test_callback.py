@@ -16,13 +16,18 @@ from lightning.pytorch.loggers import CSVLogger
 from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import Tensor, nn
 
-from lightning_hnd import Dissection, HNDCallback, dissect
+from lightning_hnd import ABOVE_CHANCE, README, Dissection, HNDCallback, dissect
+from lightning_hnd.fresh import SEEDS
 from lightning_hnd.report import scalars
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
 ]
+
+
+def both_rules(dissection: Dissection) -> dict[str, float]:
+    return scalars(dissection.with_rule(README)) | scalars(dissection.with_rule(ABOVE_CHANCE))
 
 
 class Watch(L.Callback):
@@ -35,7 +40,7 @@ class Watch(L.Callback):
         if not trainer.sanity_checking:
             hnd = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("hnd/")}
             assert hnd.pop("hnd/seconds") > 0
-            expected = scalars(dissect(pl_module, random_dictionary(), "body.2"))
+            expected = both_rules(dissect(pl_module, random_dictionary(), "body.2", fresh_seeds=SEEDS))
             assert hnd == pytest.approx(expected)
             self.seen.append(hnd)
 
@@ -45,7 +50,7 @@ def test_scalars_are_those_of_the_model_of_that_moment_under_the_same_keys(tmp_p
     L.seed_everything(0, verbose=False)
     logger = CSVLogger(tmp_path, name="", version="")
     net = Net()
-    at_start = scalars(dissect(net, random_dictionary(), "body.2"))
+    at_start = both_rules(dissect(net, random_dictionary(), "body.2", fresh_seeds=SEEDS))
     trainer(tmp_path, callback, watch, max_epochs=3, logger=logger).fit(net, *data())
     assert len(watch.seen) == 3
     assert len({frozenset(seen) for seen in watch.seen}) == 1
@@ -137,7 +142,7 @@ def test_a_resumed_run_keeps_its_first_baseline(tmp_path: Path) -> None:
     run = trainer(tmp_path, second, max_epochs=2)
     run.fit(Net(), *data(), ckpt_path=tmp_path / "last.ckpt", **TENSORS_ONLY)
     assert second.baseline == first.baseline  # read from the run's files
-    assert second.state_dict()["baseline"] == scalars(first.baseline)
+    assert second.state_dict()["baseline"] == both_rules(first.baseline)
     assert second.latest is not None
     assert second.latest.info["epoch"] == 1
 
@@ -165,7 +170,7 @@ def test_two_callbacks_keep_out_of_each_others_way(tmp_path: Path) -> None:
 
 def test_two_callbacks_that_would_log_one_key_are_refused(tmp_path: Path) -> None:
     pair = (HNDCallback(random_dictionary(seed=seed)) for seed in (0, 1))
-    with pytest.raises(ValueError, match=r"two HNDCallbacks of this Trainer would log 'hnd/body.2/readme/"):
+    with pytest.raises(ValueError, match=r"two HNDCallbacks of this Trainer would log 'hnd/body.2/above_chance/"):
         trainer(tmp_path, *pair).fit(Net(), *data())
 
 

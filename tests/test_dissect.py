@@ -378,7 +378,7 @@ def test_a_planted_unit_is_found() -> None:
             return next(maps)
 
     share = planted[dictionary.source >= 0].mean().item()
-    layer = dissect(nn.Sequential(Given()), dictionary, "0", quantile=share * 1.001, batch_size=20)["0"]
+    layer = dissect(nn.Sequential(Given()), dictionary, "0", quantile=share * 1.001, level=None, batch_size=20)["0"]
     assert layer.units[0].concepts[0].name == "Eyeglasses"
     assert layer.units[0].concepts[0].iou == 1.0
     assert layer.iou[1].max() < 0.2

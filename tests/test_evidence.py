@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +14,11 @@ from conftest import random_dictionary
 
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
-from lightning_hnd.evidence import Evidence, Places, strata
+from lightning_hnd.evidence import Evidence
 from lightning_hnd.functional.defence import beyond_fresh, defend, learnt_null
+from lightning_hnd.groups import strata
+from lightning_hnd.places import Places
+from lightning_hnd.processes import Processes
 
 ATTRIBUTE = PAPER.kinds.index("attribute")
 
@@ -177,22 +183,40 @@ def test_strata_are_alike_in_the_other_labels() -> None:
     assert strata(faces, "age", torch.arange(3)).unique().numel() == 1
 
 
-def test_what_processes_gathered_joins_to_the_whole() -> None:
+class InStep(Processes):
+    """One of several threads that stand for processes: they wait for each other at every exchange."""
+
+    def __init__(self, rank: int, size: int, table: list[Any], barrier: threading.Barrier) -> None:
+        super().__init__(rank, size)
+        vars(self).update(table=table, barrier=barrier)
+
+    def gather(self, value: Any) -> list[Any]:
+        vars(self)["table"][self.rank] = value
+        vars(self)["barrier"].wait(10)
+        gathered = list(vars(self)["table"])
+        vars(self)["barrier"].wait(10)
+        return gathered
+
+
+@pytest.mark.parametrize("spilt", [False, True])
+def test_what_processes_gathered_joins_to_the_whole(spilt: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     faces = random_dictionary(images=60)
     maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(1))
-    shares = [
-        Evidence(faces),
-        Evidence(faces),
-        Evidence(faces),
-    ]  # the last one is shown faces without local labels only
-    for rank, share in enumerate(shares[:2]):
-        for batch in faces.batches(20, shard=rank, num_shards=3):
-            share.update(maps[batch.index], batch)
-    for batch in faces.batches(20, shard=2, num_shards=3):
-        shares[2].update(maps[batch.index], batch)
-    assert len(shares[2].state()["_sums"]) == 0
-    states = [share.state() for share in shares]
-    for share in shares:
-        share.join(states)
-        for name, value in gather(faces, maps).items():
-            assert torch.allclose(share.compute()[name], value, atol=1e-4, equal_nan=True), name
+    expected = gather(faces, maps)
+    monkeypatch.setattr("lightning_hnd.unit_table._AT_ONCE", 100)  # many blocks
+    table, barrier = [None] * 3, threading.Barrier(3)
+
+    def share(rank: int) -> dict[str, torch.Tensor]:
+        evidence = Evidence(faces)
+        for i, batch in enumerate(faces.batches(20, shard=rank, num_shards=3)):
+            evidence.update(maps[batch.index], batch)
+            if spilt and i == 0:
+                evidence.spill()
+                assert evidence.kept_bytes == 0
+        assert rank < 2 or not len(evidence._sums)  # the last one is shown faces without local labels only
+        return evidence.compute(InStep(rank, 3, table, barrier))
+
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(share, range(3)):
+            for name, value in expected.items():
+                assert torch.allclose(found[name], value, atol=1e-4, equal_nan=True), name

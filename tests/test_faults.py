@@ -173,7 +173,8 @@ class Interrupted:
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
 def test_want_of_memory(tmp_path: Path, on_error: Any) -> None:
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-    run = Run(tmp_path, HNDCallback(random_dictionary(), on_error=on_error, forward_fn=Interrupted(error)))
+    callback = HNDCallback(random_dictionary(), on_error=on_error, fresh_seeds=(), forward_fn=Interrupted(error))
+    run = Run(tmp_path, callback)
     with (
         pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"),
         pytest.warns(
@@ -187,9 +188,9 @@ def test_want_of_memory(tmp_path: Path, on_error: Any) -> None:
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
 def test_ctrl_c(tmp_path: Path, on_error: Any) -> None:
     """Lightning ends the run in its own way, with ``SystemExit`` or by returning."""
-    run = Run(
-        tmp_path, HNDCallback(random_dictionary(), on_error=on_error, forward_fn=Interrupted(KeyboardInterrupt()))
-    )
+    interrupted = Interrupted(KeyboardInterrupt())
+    callback = HNDCallback(random_dictionary(), on_error=on_error, fresh_seeds=(), forward_fn=interrupted)
+    run = Run(tmp_path, callback)
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         run.fit()
     assert run.trainer.interrupted

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import random_dictionary
 from torch import nn
 
-from lightning_hnd.fresh import fresh_networks, fresh_null, renewed
+from lightning_hnd import FaceDictionary
+from lightning_hnd.fresh import FreshWeights, Null, fresh_networks, fresh_null, renewed
+from lightning_hnd.showing import Showing
 
 
 def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU())
+
+
+def null(model: nn.Module, faces: FaceDictionary, layers: list[str], fresh: FreshWeights, **how: Any) -> Null:
+    return fresh_null(model, faces, layers, Showing(**how), fresh=fresh, budget=2**20)
 
 
 def test_every_weight_is_new_and_the_model_is_as_it_was() -> None:
@@ -43,7 +51,7 @@ def test_random_numbers_are_not_used_up() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fresh_null(model, random_dictionary(images=30), ["4"], seeds=(1, 2))
+    null(model, random_dictionary(images=30), ["4"], FreshWeights((1, 2)))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -55,10 +63,10 @@ def test_batch_norms_know_the_dictionary_and_dead_units_do_not_count() -> None:
         return model(images)
 
     faces = random_dictionary(images=30)
-    null = fresh_null(network(), faces, ["1", "4"], seeds=(1,), forward_fn=run)
+    found = null(network(), faces, ["1", "4"], FreshWeights((1,)), forward_fn=run)
     assert (seen[-1] != 1).all()
-    assert null["1"]["best_concept"].shape == (6,)
-    assert null["4"]["mean"].shape == (len(faces.ontology.local) + faces.ontology.group_offsets[-1],)
+    assert found["1"]["best_concept"].shape == (6,)
+    assert found["4"]["mean"].shape == (len(faces.ontology.local) + faces.ontology.group_offsets[-1],)
 
 
 def test_a_factory_is_used() -> None:
@@ -68,5 +76,5 @@ def test_a_factory_is_used() -> None:
         made.append(network())
         return made[-1]
 
-    fresh_null(nn.Identity(), random_dictionary(images=30), ["4"], factory=factory, seeds=(1, 2, 3))
+    null(nn.Identity(), random_dictionary(images=30), ["4"], FreshWeights((1, 2, 3), factory))
     assert len(made) == 3

@@ -15,7 +15,7 @@ from runs import SIZE, Memory, Net, data, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_hnd import HNDCallback, dissect
+from lightning_hnd import README, HNDCallback, dissect
 from lightning_hnd.report import history, scalars
 
 pytestmark = [
@@ -109,7 +109,7 @@ def test_at_the_end_of_training_epochs_the_model_is_that_of_the_moment(tmp_path:
             self.seen: list[dict[str, float]] = []
 
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            self.seen.append(scalars(dissect(pl_module, random_dictionary(), "body.2")))
+            self.seen.append(scalars(dissect(pl_module, random_dictionary(), "body.2").with_rule(README)))
 
     watch, logger = Watch(), Memory()
     key = "hnd/body.2/readme/dead_units"
@@ -257,7 +257,7 @@ def test_what_the_forward_takes_and_never_reaches(tmp_path: Path) -> None:
     L.seed_everything(0, verbose=False)
     net, expected = Conditioned(), {}
     expected["body.2"] = dissect(net, random_dictionary(), "body.2", forward_fn=lambda net, x: net.body(x))["body.2"]
-    callback = HNDCallback(random_dictionary(), forward_fn=with_age)
+    callback = HNDCallback(random_dictionary(), forward_fn=with_age, fresh_seeds=())
     fit(tmp_path, callback, net, max_epochs=1)
     assert callback.baseline is not None
     assert callback.baseline.layers == expected  # not the teacher, though it is the last of the module

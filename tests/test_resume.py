@@ -19,7 +19,7 @@ from conftest import random_dictionary
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from runs import SIZE, TENSORS_ONLY, Net, data, trainer
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_hnd import Dissection, HNDCallback
 from lightning_hnd.report import history
@@ -36,13 +36,18 @@ pytestmark = [
 EPOCHS = 4
 
 
+def forward(net: L.LightningModule, images: Tensor) -> None:
+    net(images)
+
+
 def fit(folder: Path, *others: L.Callback, resume: bool = False, epochs: int = EPOCHS, **options: Any) -> HNDCallback:
     """Trains with nothing that hangs on random numbers, so that a resumed run ends in the bits of one never killed."""
     L.seed_everything(0, verbose=False)
     net = Net()
     net.head = nn.Linear(6, 1)  # without dropout
     train = data()[1]
-    callback = HNDCallback(random_dictionary(), batch_size=8, forward_fn=options.pop("forward_fn", None))
+    forward_fn = options.pop("forward_fn", forward)
+    callback = HNDCallback(random_dictionary(), batch_size=8, forward_fn=forward_fn, fresh_seeds=[1])
     keep = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     options.setdefault("logger", CSVLogger(folder, name="", version=""))
     run = trainer(folder, callback, *others, keep, max_epochs=epochs, **options)
@@ -63,9 +68,9 @@ KILLED = {
     # where the third epoch's dissection is when the process is killed
     "while it runs": """
         calls = []
-        def forward(net, images):  # one to choose the layer, then three batches a dissection
+        def forward(net, images):  # one to choose the layer, twice three of fresh weights, then three a dissection
             calls.append(net(images))
-            if len(calls) == 1 + 3 * 3 + 2:
+            if len(calls) == 1 + 2 * 3 + 3 * 3 + 2:
                 os.kill(os.getpid(), signal.SIGKILL)
         fit(folder, forward_fn=forward)
         """,

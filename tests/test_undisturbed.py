@@ -106,6 +106,14 @@ def disturb_and_fail(error: Exception, after: int) -> Callable[[Any, Tensor], An
     return forward
 
 
+class FailingCallback(HNDCallback):
+    """Fails in the first epoch: of three batches one call is to choose the layer, three at start, then the second."""
+
+    def __init__(self, error: Exception, **options: Any) -> None:
+        forward_fn = disturb_and_fail(error, 5)
+        super().__init__(random_dictionary(), batch_size=8, fresh_seeds=(), forward_fn=forward_fn, **options)
+
+
 MODES: list[dict[str, Any]] = [
     {"workers": 0},
     {"workers": 2},
@@ -116,17 +124,15 @@ MODES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", MODES, ids=["alone", "with workers", "mixed, accumulated"])
 def test_training_ends_in_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
     tensors, plain = train(tmp_path, **options)
-    calm = HNDCallback(random_dictionary())
-    # 24 images are three batches: one call to choose the layer, three at start, then the second batch fails
-    failing = HNDCallback(
-        random_dictionary(), batch_size=8, on_error="warn", forward_fn=disturb_and_fail(ArithmeticError("no luck"), 5)
-    )
+    calm = HNDCallback(random_dictionary(), fresh_seeds=[1, 2], factory=Frozen)
+    failing = FailingCallback(ArithmeticError("no luck"), on_error="warn")
     for callback in (calm, failing):
         found = train(tmp_path, callback, **options)
         torch.testing.assert_close(found[0], tensors, rtol=0, atol=0)
         assert found[1] == plain
         assert callback.baseline is not None
     assert calm.latest is not None
+    assert calm.latest["body.5"].asked_fresh
     assert failing.latest is None  # it did fail
     if not options["workers"]:  # whose copies count what they draw
         validations = round(2 / options.get("val_check_interval", 1))
@@ -134,9 +140,7 @@ def test_training_ends_in_the_same_bits(tmp_path: Path, options: dict[str, Any])
 
 
 def test_a_failure_is_warned_of_and_logged_as_nan(tmp_path: Path) -> None:
-    callback = HNDCallback(
-        random_dictionary(), batch_size=8, on_error="warn", forward_fn=disturb_and_fail(ArithmeticError("no luck"), 5)
-    )
+    callback = FailingCallback(ArithmeticError("no luck"), on_error="warn")
     run = trainer(tmp_path, callback, max_epochs=1)
     with pytest.warns(
         UserWarning, match=r"could not dissect the model at epoch 0, step 4: RuntimeError: Net failed .*"
@@ -151,9 +155,7 @@ def test_a_failure_is_warned_of_and_logged_as_nan(tmp_path: Path) -> None:
 def test_on_error_raise_ends_the_run_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     net = Frozen()
     hooks = [dict(module._forward_hooks) for module in net.modules()]
-    callback = HNDCallback(
-        random_dictionary(), batch_size=8, forward_fn=disturb_and_fail(ArithmeticError("no luck"), 5)
-    )
+    callback = FailingCallback(ArithmeticError("no luck"))
     run = trainer(tmp_path, callback)
     with pytest.raises(RuntimeError, match="no luck"):
         run.fit(net, *data())
@@ -173,7 +175,7 @@ def test_on_error_raise_ends_the_run_and_leaves_the_model_as_it_was(tmp_path: Pa
     ],
 )
 def test_want_of_memory_is_raised_whatever_on_error_says(tmp_path: Path, error: Exception) -> None:
-    callback = HNDCallback(random_dictionary(), batch_size=8, on_error="warn", forward_fn=disturb_and_fail(error, 5))
+    callback = FailingCallback(error, on_error="warn")
     run = trainer(tmp_path, callback)
     with (
         pytest.raises((MemoryError, RuntimeError)) as raised,  # torch's are RuntimeErrors

@@ -164,6 +164,18 @@ def mid_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
     Returns:
         ``[N, U]`` float64.
     """
+    order, ranks = _ordered_ranks(values, weight)
+    return torch.empty_like(ranks).scatter_(1, order, ranks).t()
+
+
+def ranks_and_step(values: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`mid_ranks`, and the largest step between ranks that follow each other, ``[U]``: 1 without ties."""
+    order, ranks = _ordered_ranks(values, None)
+    return torch.empty_like(ranks).scatter_(1, order, ranks).t(), ranks.diff(dim=1).amax(1)
+
+
+def _ordered_ranks(values: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which of ``values [N, U]`` comes first, second, ..., and their ranks: ``[U, N]`` each."""
     ordered, order = values.t().sort(dim=1)
     units, images = ordered.shape
     begins = torch.nn.functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True).flatten()
@@ -175,11 +187,7 @@ def mid_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
         upto = torch.nn.functional.pad(weight.double()[order].cumsum(1), (1, 0)).flatten()
         unit = first // images  # whose row of images + 1 sums this is
         rank = (upto[first + unit] + upto[last + unit + 1] + 1) / 2
-    return (
-        torch.empty_like(ordered, dtype=torch.float64)
-        .scatter_(1, order, rank[begins.cumsum(0) - 1].view(units, images))
-        .t()
-    )
+    return order, rank[begins.cumsum(0) - 1].view(units, images)
 
 
 def _mean_response(peak: Tensor, low: Tensor, high: Tensor, member: Tensor, weight: Tensor | None = None) -> Tensor:

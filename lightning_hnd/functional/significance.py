@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.affinity import mid_ranks
+from lightning_hnd.functional.affinity import mid_ranks, ranks_and_step
 
 LEAST_TOLERANCE = 0.1
 """A label of which less than this share of its variance is left once the others are known cannot be told from them."""
@@ -74,29 +74,56 @@ def partial_rank_test(response: Tensor, label: Tensor, others: Tensor) -> RankTe
         >>> [round(z, 1) for z in test.z.tolist()], [round(auc, 2) for auc in test.auc.tolist()]
         ([-0.3, 5.5], [0.47, 1.0])
     """
-    n, inside = len(label), int(label.sum())
-    undecided = response.new_full((response.shape[1],), torch.nan, dtype=torch.float64)
-    if inside < LEAST_IMAGES or n - inside < LEAST_IMAGES:
-        return RankTest(undecided, undecided, undecided)
-    ranks = mid_ranks(response)
-    auc = (ranks[label].mean(0) - (inside + 1) / 2) / (n - inside)
-    ones = torch.ones(n, 1, dtype=torch.float64, device=label.device)
-    basis = _orthonormal(torch.cat([ones, others.double()], dim=1))
-    x = label.double()
-    left = x - basis @ (basis.T @ x)
-    if float(left.square().sum()) < LEAST_TOLERANCE * inside * (n - inside) / n or basis.shape[1] > n // 2:
-        return RankTest(undecided, undecided, auc)
-    residual = ranks - basis @ (basis.T @ ranks)
-    total = left @ residual
-    step = ranks.sort(0).values.diff(dim=0).amax(0) / 2
-    squares = left.square() @ residual.square()
-    norm = (left.square().sum() * residual.square().sum(0)).sqrt()
-    tied = residual.abs().amax(0) < 1e-6
-    return RankTest(
-        torch.where(tied, 0.0, (total - step) / squares.clamp(min=1e-12).sqrt()),
-        torch.where(tied, 0.0, total / norm.clamp(min=1e-12)),
-        auc,
-    )
+    return Contrast.of(label, others).test(response)
+
+
+class Contrast(NamedTuple):
+    """A label against others: what :func:`partial_rank_test` needs of the images, for many units at a time.
+
+    Attributes:
+        label: ``[n]`` bool.
+        basis: ``[n, rank]`` float64, an orthonormal basis of a constant and the other labels.
+        left: ``[n]`` float64, what they do not explain of the label; all 0 if that is too little to tell it from them.
+    """
+
+    label: Tensor
+    basis: Tensor
+    left: Tensor
+
+    @classmethod
+    def of(cls, label: Tensor, others: Tensor) -> Contrast:
+        """Prepares :func:`partial_rank_test`, which says what the arguments are."""
+        n, inside = len(label), int(label.sum())
+        ones = torch.ones(n, 1, dtype=torch.float64, device=label.device)
+        basis = _orthonormal(torch.cat([ones, others.double()], dim=1))
+        left = label.double()
+        left = left - basis @ (basis.T @ left)
+        few = min(inside, n - inside) < LEAST_IMAGES or basis.shape[1] > n // 2
+        if few or float(left.square().sum()) < LEAST_TOLERANCE * inside * (n - inside) / n:
+            left = torch.zeros_like(left)
+        return cls(label, basis, left)
+
+    def test(self, response: Tensor) -> RankTest:
+        """:func:`partial_rank_test` of ``response [n, U]``."""
+        label, basis, left = (part.to(response.device) for part in self)
+        n, inside = len(label), int(label.sum())
+        undecided = response.new_full((response.shape[1],), torch.nan, dtype=torch.float64)
+        if min(inside, n - inside) < LEAST_IMAGES:
+            return RankTest(undecided, undecided, undecided)
+        ranks, step = ranks_and_step(response)
+        auc = (ranks[label].mean(0) - (inside + 1) / 2) / (n - inside)
+        if not bool(left.any()):
+            return RankTest(undecided, undecided, auc)
+        residual = ranks - basis @ (basis.T @ ranks)
+        total = left @ residual
+        squares = left.square() @ residual.square()
+        norm = (left.square().sum() * residual.square().sum(0)).sqrt()
+        tied = residual.abs().amax(0) < 1e-6
+        return RankTest(
+            torch.where(tied, 0.0, (total - step / 2) / squares.clamp(min=1e-12).sqrt()),
+            torch.where(tied, 0.0, total / norm.clamp(min=1e-12)),
+            auc,
+        )
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from tqdm.auto import tqdm
@@ -12,17 +13,18 @@ from lightning_hnd.dissection import Dissection
 from lightning_hnd.report.tables import summary_table
 
 
-def show(dissection: Dissection, title: str) -> None:
-    """Prints the strongest assignments, above any progress bar that is running.
+def show(readings: Sequence[Dissection], title: str) -> None:
+    """Prints a sentence for each rule and the strongest assignments of the last, above any running progress bar.
 
     Args:
-        dissection: Any.
+        readings: A dissection under several rules.
         title: Says of when it is.
     """
     text = io.StringIO()
     console = Console(file=text, force_terminal=sys.stdout.isatty(), width=Console().width)
-    for layer in dissection:
-        console.print(f"{title} | {layer.headline}", highlight=False, markup=False)
-        if layer.strongest:
-            console.print(summary_table(layer))
+    for layers in zip(*readings, strict=True):
+        for layer in layers:
+            console.print(f"{title} | {layer.rule.name} | {layer.headline}", highlight=False, markup=False)
+        if layers[-1].strongest:
+            console.print(summary_table(layers[-1]))
     tqdm.write(text.getvalue().rstrip("\n"))

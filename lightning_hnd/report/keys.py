@@ -50,15 +50,18 @@ def keys(ontology: Ontology) -> tuple[str, ...]:
 
 
 QUESTIONS = ("associated_units", "placed_units")
-"""Keys of a layer under a rule with a level, beside the others; ``learnt_units`` where that was asked."""
+"""Keys of a layer under a rule with a level, beside the others."""
+
+LEARNT = "learnt_units"
+"""Another one, where networks with fresh weights were asked."""
 
 
 def _questions(layer: LayerDissection) -> dict[str, float]:
     if layer.rule.level is None:
         return {}
     verdicts = dict(zip(QUESTIONS, (layer.defence.associated, layer.defence.placed), strict=True))
-    if layer.defence.learnt.ge(0).any():
-        verdicts["learnt_units"] = layer.defence.learnt
+    if layer.asked_fresh:
+        verdicts[LEARNT] = layer.defence.learnt
     return {key: float((verdict == 1).any(1).sum()) for key, verdict in verdicts.items()}
 
 

@@ -21,6 +21,7 @@ from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
 from lightning_hnd.report.keys import scalars
 from lightning_hnd.report.loggers import log_dir, write
+from lightning_hnd.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Publisher:
     """Where the dissections of one run go: console, loggers, files, and scalars through Lightning's own logging.
 
     Args:
+        rules: Under which dissections are read, one after the other; the console shows the units of the last one.
         state: What :meth:`state` gave, of a run that is resumed.
 
     Attributes:
@@ -52,8 +54,9 @@ class Publisher:
         at_start: The scalars of the baseline; empty before there is one.
     """
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, rules: Sequence[Rule], state: Mapping[str, Any] | None = None) -> None:
         state = state or {}
+        self._rules = tuple(rules)
         self.files = RunFiles(state.get("files"))
         self.at_start: dict[str, float] = dict(state.get("baseline", {}))
 
@@ -78,7 +81,7 @@ class Publisher:
             processes: Those of the Trainer.
             stopwatch: Started before the dissection.
         """
-        self.at_start = scalars(dissection)
+        self.at_start = self._scalars(dissection)
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
         title = f"At start (step {trainer.global_step}{origin})"
         self._show_and_keep(trainer, dissection, dictionary, processes, title, tolerate=False)
@@ -130,7 +133,7 @@ class Publisher:
         """
         values = dict.fromkeys(keys, math.nan)
         if dissection is not None:
-            values = scalars(dissection)
+            values = self._scalars(dissection)
             title = f"Epoch {trainer.current_epoch}, step {trainer.global_step}"
             self._show_and_keep(trainer, dissection, dictionary, processes, title, tolerate=tolerate)
         for key, value in {**values, **stopwatch.scalar}.items():
@@ -138,6 +141,10 @@ class Publisher:
             pl_module.log(
                 key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max"
             )
+
+    def _scalars(self, dissection: Dissection) -> dict[str, float]:
+        read = [scalars(dissection.with_rule(rule)) for rule in self._rules]
+        return {key: value for values in read for key, value in values.items()}
 
     def _show_and_keep(
         self,
@@ -152,7 +159,8 @@ class Publisher:
         with processes.together("showing a dissection and writing it to a file"):
             if not trainer.is_global_zero:
                 return
-            show(dissection, title)
+            readings = [dissection.with_rule(rule) for rule in self._rules]
+            show(readings, title)
             if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 with tolerated(
                     f"write the dissection of epoch {trainer.current_epoch}, step {trainer.global_step} to a file",
@@ -161,7 +169,8 @@ class Publisher:
                 ):
                     self.files.save(dissection, log_dir(trainer))
             with tolerated("draw tables and pictures", "Its scalars are logged; training goes on", tolerate=tolerate):
-                write(trainer.loggers, dissection, dictionary, _logged_step(trainer))
+                for reading in readings:
+                    write(trainer.loggers, reading, dictionary, _logged_step(trainer))
 
 
 def _logged_step(trainer: pl.Trainer) -> int:

@@ -1,0 +1,72 @@
+"""Places: where the concepts of a dictionary are, and how their masks differ from face to face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_hnd.dictionary import FaceDictionary
+
+MODES = 8
+"""Principal components of a concept's masks that are looked at."""
+
+_CHUNK = 64  # masks that are spread out at a time
+_known: WeakKeyDictionary[FaceDictionary, dict[tuple[int, int], Places]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the concepts of a dictionary are, as maps see it.
+
+    Attributes:
+        usual: ``[C, P]``, the mean of a concept's masks over the ``P`` cells, adding up to 1.
+        modes: ``[C, K, P]``, how they differ from face to face: principal components.
+        weight: ``[C, K]``, how much, as standard deviations; the squares add up to 1. 0 for concepts without masks.
+        coefficient: ``[M, K]``, of each mask, with mean 0 and variance 1 over the masks of its concept.
+        shape: ``[M, P]``, each mask, with mean 0 and norm 1 over the cells.
+    """
+
+    usual: Tensor
+    modes: Tensor
+    weight: Tensor
+    coefficient: Tensor
+    shape: Tensor
+
+    @classmethod
+    def of(cls, faces: FaceDictionary, cells: tuple[int, int]) -> Places:
+        """The places of a dictionary's concepts on a grid; found once, and remembered with the dictionary."""
+        known = _known.setdefault(faces, {})
+        if cells not in known:
+            known[cells] = cls._find(faces, cells)
+        return known[cells]
+
+    @classmethod
+    def _find(cls, faces: FaceDictionary, cells: tuple[int, int]) -> Places:
+        concepts, size = len(faces.ontology.local), cells[0] * cells[1]
+        parts = [
+            functional.adaptive_avg_pool2d(faces.masks[first : first + _CHUNK].dense().float(), cells)
+            for first in range(0, len(faces.masks), _CHUNK)
+        ]
+        share = torch.cat([torch.zeros(0, *cells), *parts]).flatten(1)
+        usual, modes = torch.zeros(concepts, size), torch.zeros(concepts, MODES, size)
+        weight, coefficient = torch.zeros(concepts, MODES), torch.zeros(len(share), MODES)
+        for c in faces.mask_concept.unique().tolist():
+            own = faces.mask_concept == c
+            usual[c] = share[own].mean(0)
+            _, values, directions = torch.linalg.svd(share[own] - usual[c], full_matrices=False)
+            rank = min(MODES, int((values > 1e-3 * values.sum().clamp(min=1e-9)).sum()))
+            modes[c, :rank], weight[c, :rank] = directions[:rank], values[:rank] / values[:rank].norm().clamp(min=1e-9)
+            found = (share[own] - usual[c]) @ directions[:rank].T
+            coefficient[own, :rank] = found / found.square().mean(0).sqrt()
+        return cls(usual / usual.sum(1, keepdim=True).clamp(min=1e-9), modes, weight, coefficient, _standardised(share))
+
+
+def _standardised(values: Tensor) -> Tensor:
+    """With mean 0 and norm 1 over the last dimension; 0 where constant."""
+    centred = values - values.mean(-1, keepdim=True)
+    norm = centred.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 1e-6 * values.abs().amax(-1, keepdim=True), centred / norm.clamp(min=1e-30), 0.0)
