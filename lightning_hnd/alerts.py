@@ -164,6 +164,10 @@ class Alerts:
         """What a resumed run must know: plain data."""
         return dict(self._raised)
 
+    def rehearsal(self) -> Alerts:
+        """The same, to look at what is no part of the run."""
+        return Alerts(self._alerts, self._raised)
+
     def check(self, ontology: Ontology) -> None:
         """As :meth:`BiasAlert.check`."""
         for alert in self._alerts:
@@ -198,7 +202,7 @@ class Alerts:
 
 
 def _keys(alert: BiasAlert) -> tuple[str, str]:
-    return f"bias/{alert.name}/index", f"bias/{alert.name}/alarm"
+    return f"alert/{alert.name}/measure", f"alert/{alert.name}/raised"
 
 
 def _judge(alert: BiasAlert, layer: LayerTimeline) -> tuple[Alarm | None, float]:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_hnd.activations import Grid
+from lightning_hnd.alerts import Alarm, Alerts, BiasAlert
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.dissector import Dissector
@@ -35,6 +36,7 @@ from lightning_hnd.report.publishing import Publisher, Stopwatch
 from lightning_hnd.rules import ABOVE_CHANCE, README, Rule, readings
 from lightning_hnd.showing import ForwardFn, Showing
 from lightning_hnd.strategies import processes_of
+from lightning_hnd.timeline import Timeline
 from lightning_hnd.undisturbed import device_of
 
 OPENING = "opening the dictionary"
@@ -68,10 +70,16 @@ class HNDCallback(Callback):
     ``region/<region>``         interpretable units of the region
     ``kind/<kind>``             units paired with a concept of the kind (``part``, ``attribute``, ...)
     ``group/<concept>/<group>`` units paired with the group (``group/gender/Female``)
+    ``mean_probability/...``    mean over the live units of their probability of each group
     ``associated_units``        under ``above_chance`` alone, as are the next two: units whose response is tied to a
                                 concept's presence
     ``placed_units``            units whose maps go along with the masks of their own faces
     ``learnt_units``            units that do more than those of networks with fresh weights
+    ``births``, ``deaths``,     under the last rule alone, as are the next two: units that have become paired, ceased to
+    ``switches``, ``churn``     be, or changed their strongest concept since the dissection before; their share
+    ``bias/<concept>/...``      how strongly the layer encodes a global concept (``index``), less what it did at start
+                                (``since_start``) and the time before (``since_last``): ``docs/bias.md``
+    ``alert/<name>/...``        for each alert its ``measure``, and whether it is ``raised``
     ``hnd/seconds``             what the dissection took, with its files and pictures; that of a second
                                 HNDCallback of the Trainer is ``hnd/seconds-2``
     ==========================  =========================================================================
@@ -120,6 +128,7 @@ class HNDCallback(Callback):
         budget: Bytes that maps in which units may fire may take in each process; see :func:`~lightning_hnd.dissect`.
         max_images: Show at most so many of the dictionary's images, the same every time; see
             :meth:`FaceDictionary.sample`. None: all.
+        alerts: Tell when a layer starts to encode a group, or to take a cue for it: :class:`~lightning_hnd.BiasAlert`.
 
     Raises:
         TypeError: If the Trainer is not one of ``lightning.pytorch``.
@@ -157,6 +166,7 @@ class HNDCallback(Callback):
         batch_size: int = 64,
         budget: int = BUDGET,
         max_images: int | None = None,
+        alerts: BiasAlert | Sequence[BiasAlert] = (),
     ) -> None:
         self.rule = Rule(quantile, iou_threshold, firing_only)
         if every_n_epochs < 1:
@@ -176,6 +186,7 @@ class HNDCallback(Callback):
         self._at_train_epoch_end = at_train_epoch_end
         self._tolerant = on_error == "warn"
         self._processes = ALONE
+        self._alerts = (alerts,) if isinstance(alerts, BiasAlert) else tuple(alerts)
         self._begin()
 
     def _begin(self) -> None:
@@ -184,7 +195,7 @@ class HNDCallback(Callback):
         self.baseline: Dissection | None = None
         self.latest: Dissection | None = None
         self._last_epoch: int | None = None
-        self._publisher = Publisher(self._dissector.rules)
+        self._publisher = Publisher(self._dissector.rules, self._alerts)
         self._started = False
 
     def _forget_model(self) -> None:
@@ -192,6 +203,11 @@ class HNDCallback(Callback):
         self._names: tuple[str, ...] = ()
         self._learnt: bool | None = None  # whether it is asked, once that is known
         self._null: Null = {}
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """The dissections of the run so far, from the model at start on, read under the last of the rules."""
+        return self._publisher.timeline
 
     @property
     def dictionary(self) -> FaceDictionary | None:
@@ -260,7 +276,8 @@ class HNDCallback(Callback):
 
     def _keys(self) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
-        return self._dissector.keys(self._names, self.dictionary, learnt=bool(self._learnt))
+        more = Alerts(self._alerts).keys
+        return self._dissector.keys(self._names, self.dictionary, learnt=bool(self._learnt), more=more)
 
     def _check_keys(self, trainer: pl.Trainer) -> None:
         """Refuses keys that another HNDCallback logs, too, and whoever monitors one that nobody logs."""
@@ -309,9 +326,15 @@ class HNDCallback(Callback):
         if tolerate and not trainer.strategy.reduce_boolean_decision(found is not None):
             found = None  # what one process lacks no process has
         self.latest = self.latest if found is None else found
-        self._publisher.publish(
+        alarms = self._publisher.publish(
             trainer, pl_module, found, self._known, self._processes, stopwatch, keys=self._keys(), tolerate=tolerate
         )
+        for alarm in alarms:
+            _sound(trainer, alarm)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the timeline of the run, beside its dissections."""
+        self._publisher.end(trainer, tolerate=self._tolerant)
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, or takes up the history of a run that goes on."""
@@ -321,7 +344,8 @@ class HNDCallback(Callback):
             return
         stopwatch = Stopwatch(self._seconds_key(trainer))
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
-        self._publisher.begin(trainer, self.baseline, self._known, self._processes, stopwatch)
+        for alarm in self._publisher.begin(trainer, self.baseline, self._known, self._processes, stopwatch):
+            _sound(trainer, alarm)
 
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
@@ -346,6 +370,7 @@ class HNDCallback(Callback):
             self._names = self._dissector.find_layers(trainer, pl_module, dictionary, self._processes)
         if self._learnt is None:
             self._learnt = self._dissector.asks_learnt(pl_module, self._processes)
+        Alerts(self._alerts).check(dictionary.ontology)
         self._check_keys(trainer)
 
     @property
@@ -377,7 +402,18 @@ class HNDCallback(Callback):
         """Takes up where a run left off."""
         self._last_epoch = state_dict["last_epoch"]
         self._names = tuple(state_dict["layers"])
-        self._publisher = Publisher(self._dissector.rules, state_dict)
+        self._publisher = Publisher(self._dissector.rules, self._alerts, state_dict)
+
+
+def _sound(trainer: pl.Trainer, alarm: Alarm) -> None:
+    """Does what an alert asks for: the same in all processes, but for the user's function."""
+    if callable(alarm.alert.then):
+        if trainer.is_global_zero:
+            alarm.alert.then(alarm)
+        return
+    rank_zero_warn(str(alarm))
+    if alarm.alert.then == "stop":
+        trainer.should_stop = True
 
 
 def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:

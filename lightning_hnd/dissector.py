@@ -15,7 +15,7 @@ from lightning_hnd.dissection import Dissection, null_of
 from lightning_hnd.fresh import FreshWeights, Null, fresh_null, with_null
 from lightning_hnd.pipeline import choose_layers, describe, measure
 from lightning_hnd.processes import Processes
-from lightning_hnd.report.keys import LEARNT, QUESTIONS, keys, prefix
+from lightning_hnd.report.keys import LEARNT, QUESTIONS, keys, keys_over_time, prefix
 from lightning_hnd.rules import Rule
 from lightning_hnd.showing import Showing
 from lightning_hnd.undisturbed import unlogged
@@ -57,17 +57,23 @@ class Dissector:
         """
         return () if self.layers is None else resolve_layers(pl_module, self.layers)
 
-    def keys(self, names: Sequence[str], dictionary: FaceDictionary | None, *, learnt: bool) -> list[str]:
-        """Every key that will be logged, as soon as layers and dictionary are known."""
+    def keys(
+        self, names: Sequence[str], dictionary: FaceDictionary | None, *, learnt: bool, more: Sequence[str] = ()
+    ) -> list[str]:
+        """Every key that will be logged, as soon as layers and dictionary are known.
+
+        Args:
+            names: The layers.
+            dictionary: What they are dissected with, if it is known.
+            learnt: Whether networks with fresh weights are asked.
+            more: Other keys of a layer, under the last rule.
+        """
         if dictionary is None:
             return []
         usual, questions = keys(dictionary.ontology), (*QUESTIONS, *((LEARNT,) if learnt else ()))
-        return [
-            f"{prefix(name, rule.name)}/{key}"
-            for rule in self.rules
-            for name in names
-            for key in (*usual, *(questions if rule.level is not None else ()))
-        ]
+        of_rule = {rule: [*usual, *(questions if rule.level is not None else ())] for rule in self.rules}
+        of_rule[self.rules[-1]] += [*keys_over_time(dictionary.ontology), *more]
+        return [f"{prefix(name, rule.name)}/{key}" for rule in self.rules for name in names for key in of_rule[rule]]
 
     def find_layers(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary, processes: Processes

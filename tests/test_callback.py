@@ -16,9 +16,9 @@ from lightning.pytorch.loggers import CSVLogger
 from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import Tensor, nn
 
-from lightning_hnd import ABOVE_CHANCE, README, Dissection, HNDCallback, dissect
+from lightning_hnd import ABOVE_CHANCE, README, Dissection, HNDCallback, Timeline, dissect
 from lightning_hnd.fresh import SEEDS
-from lightning_hnd.report import scalars
+from lightning_hnd.report import scalars, scalars_over_time
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -26,8 +26,9 @@ pytestmark = [
 ]
 
 
-def both_rules(dissection: Dissection) -> dict[str, float]:
-    return scalars(dissection.with_rule(README)) | scalars(dissection.with_rule(ABOVE_CHANCE))
+def every_scalar(dissection: Dissection, timeline: Timeline) -> dict[str, float]:
+    both = scalars(dissection.with_rule(README)) | scalars(dissection.with_rule(ABOVE_CHANCE))
+    return both | scalars_over_time(timeline)
 
 
 class Watch(L.Callback):
@@ -35,12 +36,18 @@ class Watch(L.Callback):
 
     def __init__(self) -> None:
         self.seen: list[dict[str, float]] = []
+        self.timeline: Timeline | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.timeline = Timeline.of([dissect(pl_module, random_dictionary(), "body.2", fresh_seeds=SEEDS)])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
             hnd = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("hnd/")}
             assert hnd.pop("hnd/seconds") > 0
-            expected = both_rules(dissect(pl_module, random_dictionary(), "body.2", fresh_seeds=SEEDS))
+            now = dissect(pl_module, random_dictionary(), "body.2", fresh_seeds=SEEDS)
+            self.timeline = self.timeline.then(now)
+            expected = every_scalar(now, self.timeline)
             assert hnd == pytest.approx(expected)
             self.seen.append(hnd)
 
@@ -50,7 +57,8 @@ def test_scalars_are_those_of_the_model_of_that_moment_under_the_same_keys(tmp_p
     L.seed_everything(0, verbose=False)
     logger = CSVLogger(tmp_path, name="", version="")
     net = Net()
-    at_start = both_rules(dissect(net, random_dictionary(), "body.2", fresh_seeds=SEEDS))
+    start = dissect(net, random_dictionary(), "body.2", fresh_seeds=SEEDS)
+    at_start = every_scalar(start, Timeline.of([start]))
     trainer(tmp_path, callback, watch, max_epochs=3, logger=logger).fit(net, *data())
     assert len(watch.seen) == 3
     assert len({frozenset(seen) for seen in watch.seen}) == 1
@@ -67,7 +75,7 @@ def test_each_dissection_is_a_file_beside_the_logs(tmp_path: Path) -> None:
     callback = HNDCallback(random_dictionary(), layers="body.*", every_n_epochs=2)
     logger = CSVLogger(tmp_path, name="", version="")
     trainer(tmp_path, callback, max_epochs=4, logger=logger).fit(Net(), *data())
-    files = sorted(path.name for path in (tmp_path / "hnd").iterdir())
+    files = sorted(path.name for path in (tmp_path / "hnd").glob("*.hnd"))
     assert files == ["epoch=0000-step=00000004.hnd", "epoch=0002-step=00000012.hnd", "start-step=00000000.hnd"]
     latest = Dissection.load(tmp_path / "hnd" / files[1])
     assert latest == callback.latest
@@ -142,7 +150,7 @@ def test_a_resumed_run_keeps_its_first_baseline(tmp_path: Path) -> None:
     run = trainer(tmp_path, second, max_epochs=2)
     run.fit(Net(), *data(), ckpt_path=tmp_path / "last.ckpt", **TENSORS_ONLY)
     assert second.baseline == first.baseline  # read from the run's files
-    assert second.state_dict()["baseline"] == both_rules(first.baseline)
+    assert second.state_dict()["baseline"] == every_scalar(first.baseline, Timeline.of([first.baseline]))
     assert second.latest is not None
     assert second.latest.info["epoch"] == 1
 
@@ -155,7 +163,7 @@ def test_a_callback_serves_run_after_run(tmp_path: Path) -> None:
         trainer(tmp_path / str(seed), callback, max_epochs=1).fit(Net(), *data())
         baselines.append(callback.baseline)
         assert callback.dictionary is not None
-        assert len(list((tmp_path / str(seed) / "hnd").iterdir())) == 2
+        assert len(list((tmp_path / str(seed) / "hnd").glob("*.hnd"))) == 2
     assert baselines[0] != baselines[1]
 
 

@@ -46,7 +46,8 @@ class Run:
         folder = self.folder / "memory/memory/hnd"
         files = [int(d.info["step"]) for d in history(folder)] if folder.is_dir() else []
         if folder.is_dir():
-            assert len(files) == len(list(folder.iterdir())), "something half-written remains"
+            left = [path for path in folder.iterdir() if not path.name.startswith("timeline")]
+            assert len(files) == len(left), "something half-written remains"
         kept = [torch.load(path, weights_only=True) for path in (self.folder / "kept").glob("*.ckpt")]
         return self.logger.steps(KEY), files, sorted(checkpoint["global_step"] for checkpoint in kept)
 

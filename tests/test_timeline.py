@@ -175,7 +175,7 @@ def test_an_alarm_says_what_it_is_about() -> None:
     assert str(alarm) == (
         "bias: in layer 'body' Eyeglasses makes faces look like gender/Male (index 0.41, p = 5.7e-07), since epoch 0"
     )
-    assert values == {"body": {"bias/gender-Eyeglasses/index": 0.41, "bias/gender-Eyeglasses/alarm": 1.0}}
+    assert values == {"body": {"alert/gender-Eyeglasses/measure": 0.41, "alert/gender-Eyeglasses/raised": 1.0}}
     assert tuple(values["body"]) == alerts.keys
     again = Alerts([BiasAlert("gender", cue="Eyeglasses")], alerts.state())
     assert again.take(timeline(with_shortcut([0.0, 0.3, 0.41, 0.5])))[1] == []  # raised before the run was resumed

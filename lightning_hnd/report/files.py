@@ -133,6 +133,11 @@ class RunFiles:
         if missing:
             warnings.warn(f"of the run's dissections {', '.join(missing)} are not in {before} any more", stacklevel=2)
 
+    def dissections(self) -> Iterator[Dissection]:
+        """Those of the run that can be read, in its order."""
+        if self.folder is not None:
+            yield from _readable([self.folder / name for name in sorted(self.names, key=_order)])
+
     def baseline(self) -> Dissection | None:
         """The dissection at start, if it can be read."""
         names = [name for name in self.names if name.startswith("start")]

@@ -6,6 +6,7 @@ import numpy as np
 
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dissection import Dissection, LayerDissection
+from lightning_hnd.timeline import LayerTimeline, Timeline
 
 
 def scalars(dissection: Dissection) -> dict[str, float]:
@@ -18,6 +19,7 @@ def scalars(dissection: Dissection) -> dict[str, float]:
     - ``region/<region>``: interpretable units of the region
     - ``kind/<kind>``: units paired with a concept of the kind
     - ``group/<concept>/<group>``: units paired with the group
+    - ``mean_probability/<concept>/<group>``: mean over the live units of their probability of the group
     - under a rule with a level also ``associated_units``, ``placed_units`` and, where networks with fresh weights were
       asked, ``learnt_units``: units with a concept that survives the question, whatever becomes of the others
 
@@ -46,7 +48,43 @@ def keys(ontology: Ontology) -> tuple[str, ...]:
         *(f"region/{region}" for region in ontology.regions),
         *(f"kind/{kind}" for kind in ontology.kinds),
         *(f"group/{concept.name}/{group}" for concept in ontology.global_ for group in concept.groups),
+        *(f"mean_probability/{concept.name}/{group}" for concept in ontology.global_ for group in concept.groups),
     )
+
+
+def scalars_over_time(timeline: Timeline) -> dict[str, float]:
+    """Scalars of the last moment of a timeline that take more than one dissection, or say how biased a layer is.
+
+    - ``births``, ``deaths``, ``switches``, ``churn``: :class:`~lightning_hnd.timeline.LayerTimeline`, since the moment
+      before
+    - ``bias/<concept>/index``: how strongly the layer encodes the global concept, 0 as by chance, 1 at most
+      (:func:`~lightning_hnd.functional.bias.encoding`); ``since_start`` and ``since_last``: less that of the model at
+      start, and of the dissection before
+
+    Args:
+        timeline: Any.
+    """
+    return {
+        f"{prefix(layer.name, layer.rule.name)}/{key}": value
+        for layer in timeline
+        for key, value in _layer_over_time(layer).items()
+    }
+
+
+def keys_over_time(ontology: Ontology) -> tuple[str, ...]:
+    """What follows the prefix in :func:`scalars_over_time`."""
+    bias = [f"bias/{c.name}/{part}" for c in ontology.global_ for part in ("index", "since_start", "since_last")]
+    return (*_CHANGES, *bias)
+
+
+_CHANGES = ("births", "deaths", "switches", "churn")
+
+
+def _layer_over_time(layer: LayerTimeline) -> dict[str, float]:
+    index = layer.measures["encoding_index"]
+    bias = np.stack([index[-1], index[-1] - index[0], index[-1] - index[max(0, len(index) - 2)]], axis=1)
+    values = (*(getattr(layer, change)[-1] for change in _CHANGES), *bias.flatten())
+    return dict(zip(keys_over_time(layer.ontology), map(float, values), strict=True))
 
 
 QUESTIONS = ("associated_units", "placed_units")
@@ -76,5 +114,6 @@ def _layer_scalars(layer: LayerDissection) -> dict[str, float]:
         *layer.units_per_region,
         *(layer.paired_concepts[:, kind == k].any(axis=1).sum() for k in range(len(ontology.kinds))),
         *layer.paired_groups.sum(axis=0),
+        *(layer.group_probability[~layer.dead].sum(axis=0) / max(layer.live, 1)),
     )
     return dict(zip(keys(ontology), map(float, values), strict=True))

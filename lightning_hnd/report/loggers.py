@@ -19,6 +19,8 @@ from lightning_hnd.faults import tolerated
 from lightning_hnd.report.figures import Picture, concept_histogram, overlays
 from lightning_hnd.report.keys import prefix
 from lightning_hnd.report.tables import COLUMNS, layer_markdown
+from lightning_hnd.report.timelines import timeline_picture
+from lightning_hnd.timeline import Timeline
 
 ROWS = 20
 """Units in a table at most."""
@@ -47,12 +49,15 @@ def log_dir(trainer: pl.Trainer) -> Path:
     return Path(logger.save_dir or trainer.default_root_dir, *parts)
 
 
-def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDictionary, step: int) -> None:
+def write(
+    loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDictionary, timeline: Timeline, step: int
+) -> None:
     """Writes what is not a scalar to each logger that takes it: under ``hnd/<layer>/<rule>/``.
 
     - ``assignments``: a table of the strongest units
     - ``concepts``: the histogram of concepts
     - ``overlays``: the faces that the strongest units fire on
+    - ``timeline``: what formed when, up to now; under the rule of the timeline alone
 
     A logger that fails at it, for instance since its API is another one by now, is warned of and left.
 
@@ -60,6 +65,7 @@ def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDic
         loggers: Those of the Trainer.
         dissection: Any.
         dictionary: The one it was made with.
+        timeline: With the dissection as the last one.
         step: Where on the axis it belongs.
     """
     takers = [(logger, take) for logger in loggers for kind, take in _TAKERS.items() if isinstance(logger, kind)]
@@ -69,7 +75,11 @@ def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDic
         Exhibit(
             prefix(layer.name, dissection.rule.name),
             layer,
-            {"concepts": concept_histogram(layer), "overlays": overlays(layer, dictionary)},
+            {
+                "concepts": concept_histogram(layer),
+                "overlays": overlays(layer, dictionary),
+                **({"timeline": timeline_picture(timeline[layer.name])} if _read_alike(timeline, dissection) else {}),
+            },
         )
         for layer in dissection
     ]
@@ -80,6 +90,10 @@ def write(loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDic
         ):
             for exhibit in exhibits:
                 take(logger, exhibit, step)
+
+
+def _read_alike(timeline: Timeline, dissection: Dissection) -> bool:
+    return all(layer.rule == dissection.rule for layer in timeline)
 
 
 def _tensorboard(logger: TensorBoardLogger, exhibit: Exhibit, step: int) -> None:

@@ -13,15 +13,18 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_hnd.alerts import Alarm, Alerts, BiasAlert
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.faults import tolerated
 from lightning_hnd.processes import Processes
 from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
-from lightning_hnd.report.keys import scalars
+from lightning_hnd.report.keys import prefix, scalars, scalars_over_time
 from lightning_hnd.report.loggers import log_dir, write
+from lightning_hnd.report.timelines import write_timeline
 from lightning_hnd.rules import Rule
+from lightning_hnd.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -46,23 +49,30 @@ class Publisher:
     """Where the dissections of one run go: console, loggers, files, and scalars through Lightning's own logging.
 
     Args:
-        rules: Under which dissections are read, one after the other; the console shows the units of the last one.
+        rules: Under which dissections are read, one after the other; the console shows the units of the last one,
+            and the timeline is read under it.
+        alerts: Those to judge on the timeline.
         state: What :meth:`state` gave, of a run that is resumed.
 
     Attributes:
         files: Those of the run.
+        timeline: Of its dissections; None before there is one.
         at_start: The scalars of the baseline; empty before there is one.
     """
 
-    def __init__(self, rules: Sequence[Rule], state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, rules: Sequence[Rule], alerts: Sequence[BiasAlert] = (), state: Mapping[str, Any] | None = None
+    ) -> None:
         state = state or {}
         self._rules = tuple(rules)
+        self._alerts = Alerts(alerts, state.get("alerts"))
+        self.timeline: Timeline | None = None
         self.files = RunFiles(state.get("files"))
         self.at_start: dict[str, float] = dict(state.get("baseline", {}))
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know: plain data."""
-        return {"baseline": dict(self.at_start), "files": self.files.state()}
+        return {"baseline": dict(self.at_start), "files": self.files.state(), "alerts": self._alerts.state()}
 
     def begin(
         self,
@@ -71,7 +81,7 @@ class Publisher:
         dictionary: FaceDictionary,
         processes: Processes,
         stopwatch: Stopwatch,
-    ) -> None:
+    ) -> list[Alarm]:
         """Publishes the baseline, before the first step; called by all processes.
 
         Args:
@@ -80,26 +90,34 @@ class Publisher:
             dictionary: The one it was made with.
             processes: Those of the Trainer.
             stopwatch: Started before the dissection.
+
+        Returns:
+            The alarms that it raises.
         """
-        self.at_start = self._scalars(dissection)
+        self.timeline = Timeline.of([dissection])
+        judged, alarms = self._judged(self.timeline, self._alerts)
+        self.at_start = self._scalars(dissection, self.timeline) | judged
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
         title = f"At start (step {trainer.global_step}{origin})"
-        self._show_and_keep(trainer, dissection, dictionary, processes, title, tolerate=False)
+        self._show_and_keep(trainer, dissection, self.timeline, dictionary, processes, title, tolerate=False)
         # self.log here would be recorded at the first epoch's step, behind that epoch's own value
         for logger in trainer.loggers:
             logger.log_metrics({**self.at_start, **stopwatch.scalar}, step=_logged_step(trainer))
+        return alarms
 
     def go_on(self, trainer: pl.Trainer, dictionary: FaceDictionary, processes: Processes) -> Dissection | None:
         """Takes up the files of a resumed run, and returns its baseline if it can be read; called by all processes.
 
         Warns if that was made with another dictionary.
         """
-        baseline = None
+        baseline = timeline = None
         with processes.together("taking up the run's earlier dissections"):
             if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self.files.resume(log_dir(trainer), trainer.global_step)
                 baseline = self.files.baseline()
-        baseline = processes.first(baseline)
+                earlier = list(self.files.dissections())
+                timeline = Timeline.of(earlier, self._rules[-1]) if earlier else None
+        baseline, self.timeline = processes.first((baseline, timeline))
         if baseline is not None and baseline.info["fingerprint"] != dictionary.fingerprint:
             rank_zero_warn(
                 f"the run goes on with another dictionary ({dictionary}) than that of its earlier dissections "
@@ -118,7 +136,7 @@ class Publisher:
         *,
         keys: Sequence[str],
         tolerate: bool,
-    ) -> None:
+    ) -> list[Alarm]:
         """Publishes a dissection, or that there is none; called by all processes, where Lightning lets hooks log.
 
         Args:
@@ -130,26 +148,48 @@ class Publisher:
             stopwatch: Started before the dissection.
             keys: Every key to log.
             tolerate: Whether to go on where showing or writing fails.
+
+        Returns:
+            The alarms that it raises, the same in all processes.
         """
-        values = dict.fromkeys(keys, math.nan)
+        values, alarms = dict.fromkeys(keys, math.nan), []
         if dissection is not None:
-            values = self._scalars(dissection)
+            fitting = trainer.state.fn == TrainerFn.FITTING
+            timeline = self.timeline.then(dissection) if self.timeline else Timeline.of([dissection])
+            judged, found = self._judged(timeline, self._alerts if fitting else self._alerts.rehearsal())
+            if fitting:
+                self.timeline, alarms = timeline, found
+            values = self._scalars(dissection, timeline) | judged
             title = f"Epoch {trainer.current_epoch}, step {trainer.global_step}"
-            self._show_and_keep(trainer, dissection, dictionary, processes, title, tolerate=tolerate)
+            self._show_and_keep(trainer, dissection, timeline, dictionary, processes, title, tolerate=tolerate)
         for key, value in {**values, **stopwatch.scalar}.items():
             # the same in all processes, but for the seconds, of which the longest count
             pl_module.log(
                 key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max"
             )
 
-    def _scalars(self, dissection: Dissection) -> dict[str, float]:
+        return alarms
+
+    def end(self, trainer: pl.Trainer, *, tolerate: bool) -> None:
+        """Draws the timeline of the run beside its dissections; called when a fit is over."""
+        if trainer.is_global_zero and self.timeline is not None and self.files.folder is not None:
+            with tolerated("write the timeline of the run", "Its dissections are there", tolerate=tolerate):
+                write_timeline(self.timeline, self.files.folder)
+
+    def _scalars(self, dissection: Dissection, timeline: Timeline) -> dict[str, float]:
         read = [scalars(dissection.with_rule(rule)) for rule in self._rules]
-        return {key: value for values in read for key, value in values.items()}
+        return {key: value for values in (*read, scalars_over_time(timeline)) for key, value in values.items()}
+
+    def _judged(self, timeline: Timeline, alerts: Alerts) -> tuple[dict[str, float], list[Alarm]]:
+        values, alarms = alerts.take(timeline)
+        rule = self._rules[-1].name
+        return {f"{prefix(layer, rule)}/{key}": v for layer, of in values.items() for key, v in of.items()}, alarms
 
     def _show_and_keep(
         self,
         trainer: pl.Trainer,
         dissection: Dissection,
+        timeline: Timeline,
         dictionary: FaceDictionary,
         processes: Processes,
         title: str,
@@ -170,7 +210,7 @@ class Publisher:
                     self.files.save(dissection, log_dir(trainer))
             with tolerated("draw tables and pictures", "Its scalars are logged; training goes on", tolerate=tolerate):
                 for reading in readings:
-                    write(trainer.loggers, reading, dictionary, _logged_step(trainer))
+                    write(trainer.loggers, reading, dictionary, timeline, _logged_step(trainer))
 
 
 def _logged_step(trainer: pl.Trainer) -> int:
