@@ -1,6 +1,7 @@
 """lightning-hnd: Hierarchical Network Dissection of face models while they train."""
 
 from lightning_hnd.ablation import Ablation, ablate
+from lightning_hnd.ablation_callback import AblationCallback
 from lightning_hnd.alerts import Alarm, BiasAlert
 from lightning_hnd.callback import HNDCallback
 from lightning_hnd.concepts import PAPER, Concept, GlobalConcept, Ontology
@@ -19,6 +20,7 @@ __all__ = [
     "README",
     "RELEASED",
     "Ablation",
+    "AblationCallback",
     "Alarm",
     "BiasAlert",
     "Concept",

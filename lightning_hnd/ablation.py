@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ def ablate(
     predict: Predict | None = None,
     controls: int = 20,
     seed: int = 0,
+    none_paired: Literal["raise", "measure"] = "raise",
 ) -> Ablation:
     """Switches off the units that are paired with a concept, and as many random others, and measures.
 
@@ -113,6 +114,8 @@ def ablate(
             not such.
         controls: How many random draws.
         seed: Of the draws.
+        none_paired: What to do where no unit is paired with the concept: ``measure`` gives the metric as it is, and
+            effects of 0.
 
     Returns:
         The metric with and without them.
@@ -129,7 +132,7 @@ def ablate(
     found = dissection[next(iter(dissection.layers)) if layer is None else layer]
     units = paired_units(found, concept)
     others = sorted(set(torch.as_tensor(~found.dead).nonzero().flatten().tolist()) - set(units))
-    if not units:
+    if not units and none_paired == "raise":
         raise ValueError(f"no unit of layer {found.name!r} is paired with {concept!r} under rule {found.rule.name}")
     if len(others) < len(units):
         raise ValueError(

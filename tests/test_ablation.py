@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import runs
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError
 from torchmetrics.classification import BinaryAccuracy
 
-from lightning_hnd import Dissection, FaceDictionary, ablate, dissect
+from lightning_hnd import AblationCallback, Dissection, FaceDictionary, HNDCallback, ablate, dissect
+from lightning_hnd.ablation import paired_units
 from lightning_hnd.activations import switched_off
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:The faces of the built-in dictionary are drawings"),
+]
 UNITS = 12
 
 
@@ -124,3 +135,68 @@ def test_what_cannot_be_measured_is_said(found: Dissection, wrong: dict[str, Any
     given: dict[str, Any] = {"concept": "Eyeglasses", "metric": BinaryAccuracy(), "dataloader": data(), **wrong}
     with pytest.raises(error, match=message):
         ablate(Reader(), found, **given)
+
+
+class Grouped(runs.Net):
+    """Trains on batches that name the group of each image."""
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        return self.loss(batch[:2])
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.log("val_loss", self.loss(batch[:2]))
+
+
+def fit(folder: Path, *callbacks: L.Callback, epochs: int = 3) -> tuple[dict[str, Tensor], Tensor, dict[str, float]]:
+    L.seed_everything(0, verbose=False)
+    images, target = runs.data()[1].dataset.tensors
+    net, data = Grouped(example=True), TensorDataset(images, target, torch.arange(len(images)) % 2)
+    run = runs.trainer(folder, *callbacks, max_epochs=epochs, limit_val_batches=3)
+    run.fit(net, DataLoader(data, 8, shuffle=True), DataLoader(data, 8))
+    return net.state_dict(), torch.get_rng_state(), {k: float(v) for k, v in run.callback_metrics.items()}
+
+
+KEY = "hnd/body.2/labelled-q0.2-iou0.0/ablation/Eyeglasses"
+
+
+def test_in_training_the_effects_are_those_of_the_model_of_that_moment_and_nothing_is_disturbed(tmp_path: Path) -> None:
+    hnd = HNDCallback(FaceDictionary.rendered(size=runs.SIZE, images=60), quantile=0.2, iou_threshold=0.0, level=None)
+    callback = AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=2, controls=3)
+    weights, random, metrics = fit(tmp_path / "with", hnd, callback)
+    plain, plain_random, _ = fit(tmp_path / "without")
+    torch.testing.assert_close(weights, plain, rtol=0, atol=0)
+    assert torch.equal(random, plain_random)
+    found = callback.latest["body.2"]  # of epoch 2, the last one
+    assert hnd.latest is not None
+    assert list(found.units) == paired_units(hnd.latest["body.2"], "Eyeglasses") != []
+    net = Grouped()
+    net.load_state_dict(weights)
+    images, target = (tensor[:24] for tensor in runs.data()[1].dataset.tensors)  # of three batches
+    net.eval()
+    with torch.no_grad():
+        as_it_is = (net(images) - target).square()
+        with switched_off(net, "body.2", found.units):
+            without = (net(images) - target).square()
+    for group, rows in (("overall", slice(None)), ("0", slice(0, None, 2)), ("1", slice(1, None, 2))):
+        assert found.intact[group] == pytest.approx(float(as_it_is[rows].mean()))
+        assert found.ablated[group] == pytest.approx(float(without[rows].mean()))
+        assert metrics[f"{KEY}/{group}/effect"] == pytest.approx(found.effect(group))
+    assert metrics[f"{KEY}/units"] == len(found.units)
+
+
+def test_the_callback_needs_pairings_and_a_concept_that_there_is(tmp_path: Path) -> None:
+    hnd = HNDCallback(FaceDictionary.rendered(size=runs.SIZE, images=60), level=None)
+    alone = AblationCallback("left_eye", MeanSquaredError())
+    for callbacks in ([alone], [alone, hnd]):
+        with pytest.raises(ValueError, match="from an HNDCallback that stands before it"):
+            fit(tmp_path, *callbacks)
+    with pytest.raises(ValueError, match="no concept or group 'ear'"):
+        fit(tmp_path, hnd, AblationCallback("ear", MeanSquaredError()))
+    with pytest.raises(ValueError, match="every_n_epochs must be at least 1"):
+        AblationCallback("left_eye", MeanSquaredError(), every_n_epochs=0)
+    # a concept with which no unit is paired: the same keys, and nothing changes
+    callback = AblationCallback("AU_20", MeanSquaredError(), every_n_epochs=1, controls=1)
+    metrics = fit(tmp_path, hnd, callback, epochs=1)[2]
+    assert {metrics[f"hnd/body.2/readme/ablation/AU_20/{key}"] for key in ("units", "0/effect", "overall/random")} == {
+        0
+    }

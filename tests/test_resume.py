@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from conftest import random_dictionary
@@ -21,8 +23,9 @@ from lightning.pytorch.loggers import CSVLogger
 from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import Tensor, nn
 
-from lightning_hnd import Dissection, HNDCallback
+from lightning_hnd import Alarm, BiasAlert, Dissection, HNDCallback, Timeline
 from lightning_hnd.report import history
+from lightning_hnd.timeline import LayerTimeline
 from lightning_hnd.whole_files import sweep
 
 pytestmark = [
@@ -46,8 +49,8 @@ def fit(folder: Path, *others: L.Callback, resume: bool = False, epochs: int = E
     net = Net()
     net.head = nn.Linear(6, 1)  # without dropout
     train = data()[1]
-    forward_fn = options.pop("forward_fn", forward)
-    callback = HNDCallback(random_dictionary(), batch_size=8, forward_fn=forward_fn, fresh_seeds=[1])
+    ours = {name: options.pop(name) for name in ("forward_fn", "alerts") if name in options}
+    callback = HNDCallback(random_dictionary(), batch_size=8, fresh_seeds=[1], **{"forward_fn": forward, **ours})
     keep = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     options.setdefault("logger", CSVLogger(folder, name="", version=""))
     run = trainer(folder, callback, *others, keep, max_epochs=epochs, **options)
@@ -125,7 +128,39 @@ def test_a_killed_run_continues_its_history(tmp_path: Path, never_killed: list[D
     callback = fit(tmp_path, resume=True)
     assert callback.baseline == never_killed[0]
     assert list(history(tmp_path / "hnd")) == never_killed
+    assert callback.timeline == Timeline.of(never_killed)
     assert not [p for p in (tmp_path / "hnd").iterdir() if p.name.startswith(".")]
+
+
+class AfterEpochOne(BiasAlert):
+    """One that finds what it looks for from epoch 1 on."""
+
+    def measure(self, layer: LayerTimeline) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        found = np.array([float(not moment.at_start and moment.epoch >= 1) for moment in layer.moments])
+        return found, 1 - found, ["it is there"] * len(found)
+
+
+@pytest.mark.parametrize("epochs", [2, 3])  # the run is cut off before the alarm is raised, or after
+def test_an_alarm_is_raised_once_though_the_run_is_cut_in_two(tmp_path: Path, epochs: int) -> None:
+    alarms: list[Alarm] = []
+    alert = AfterEpochOne("gender", then=alarms.append)
+    fit(tmp_path, epochs=epochs, alerts=alert)
+    callback = fit(tmp_path, resume=True, alerts=alert)
+    (alarm,) = alarms
+    assert (alarm.layer, alarm.since.epoch, alarm.moment.epoch) == ("body.2", 1, 2)
+    assert callback.timeline == Timeline.of(history(tmp_path / "hnd"))
+    with (tmp_path / "metrics.csv").open() as file:
+        key = "hnd/body.2/above_chance/alert/gender/raised"
+        assert [float(row[key]) for row in csv.DictReader(file) if row[key]][-1] == 1
+
+
+def test_an_alert_stops_the_run_and_warns(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"bias: in layer 'body\.2' it is there \(index 1\.00, p = 0\), since epoch 1"):
+        callback = fit(tmp_path, alerts=[AfterEpochOne("gender", for_epochs=1, then="stop")])
+    assert callback.timeline is not None
+    assert [str(moment) for moment in callback.timeline.moments] == ["start", "0", "1"]
+    with pytest.raises(ValueError, match="without a cue the concept must be a global one"):
+        fit(tmp_path / "wrong", alerts=BiasAlert("Eyeglasses"))
 
 
 class SaveAt(L.Callback):

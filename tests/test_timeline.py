@@ -206,14 +206,13 @@ def test_the_command_reads_a_runs_folder_and_checkpoints(tmp_path: Path, capsys:
     trainer = runs.trainer(tmp_path, HNDCallback(faces, "body.0"), keeping)
     trainer.fit(runs.Net(example=True), *runs.data())
     out = tmp_path / "out"
-    assert main(["timeline", str(tmp_path), "--out", str(out)]) == 0
+    assert main(["timeline", str(tmp_path), "--rule", "readme", "--out", str(out)]) == 0
     assert "body.0 (rule readme), 3 moments:" in capsys.readouterr().out
-    of_files = Timeline.of(history(tmp_path / "hnd"))
+    of_files = Timeline.of(history(tmp_path / "hnd"), README)
     checkpoints = [str(path) for path in (tmp_path / "ckpt").glob("*.ckpt")]
     assert main(["timeline", *checkpoints, "--model", "runs:Net", "--size", "24", "32", "--layers", "body.0"]) == 0
-    again = Timeline.of(
-        dissect_checkpoints(checkpoints, lambda path: runs.Net.load_from_checkpoint(path), faces, layers="body.0")
-    )
+    found = dissect_checkpoints(checkpoints, runs.Net.load_from_checkpoint, faces, layers="body.0")
+    again = Timeline.of(found, README)
     assert again["body.0"] == of_files["body.0"].at([1, 2])  # all but the start, of which there is no checkpoint
 
 

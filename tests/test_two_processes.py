@@ -20,12 +20,13 @@ import torch
 from conftest import random_dictionary
 from pair import LIMIT, Pair
 from runs import Net, data, trainer
+from test_resume import AfterEpochOne
 from torch import Tensor
 
-from lightning_hnd import PAPER, Dissection, FaceDictionary, HNDCallback, Rule, dissect
+from lightning_hnd import PAPER, Dissection, FaceDictionary, HNDCallback, Rule, Timeline, dissect
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.fresh import SEEDS
-from lightning_hnd.report import history, scalars
+from lightning_hnd.report import history, scalars, scalars_over_time
 from lightning_hnd.report.files import RunFiles
 
 pytestmark = [
@@ -81,6 +82,7 @@ class Found(NamedTuple):
     weights: dict[str, Tensor]
     random: Tensor
     steps: int
+    timeline: Timeline | None
 
 
 def fit(
@@ -104,7 +106,7 @@ def fit(
     run.fit(module, *data())
     metrics = {key: float(value) for key, value in run.callback_metrics.items() if key.startswith("hnd/")}
     weights, random = module.state_dict(), torch.get_rng_state()
-    return Found(callback.baseline, callback.latest, metrics, weights, random, run.global_step)
+    return Found(callback.baseline, callback.latest, metrics, weights, random, run.global_step, callback.timeline)
 
 
 def assert_same(ours: Dissection | None, theirs: Dissection | None) -> None:
@@ -129,9 +131,12 @@ def test_two_processes_find_what_one_finds(pair: Pair, tmp_path: Path, options: 
     assert first.baseline == second.baseline
     assert first.latest == second.latest != first.baseline
     assert first.metrics == second.metrics
+    assert first.timeline == second.timeline is not None
     scalar = scalars(first.latest) | scalars(first.latest.with_rule(Rule(QUANTILE)))
     assert sum(value for key, value in scalar.items() if key.endswith("0.04/interpretable_units")) > 3
-    assert {key: value for key, value in first.metrics.items() if key != "hnd/seconds"} == pytest.approx(scalar)
+    assert {key: value for key, value in first.metrics.items() if key != "hnd/seconds"} == pytest.approx(
+        scalar | scalars_over_time(first.timeline)
+    )
     # in the end, too: without a validation the averages of batch norm differ, and the first process's are dissected
     averages = [found.weights["body.1.running_mean"] for found in (first, second)]
     assert torch.equal(*averages) == ("at_train_epoch_end" not in options)
@@ -139,6 +144,13 @@ def test_two_processes_find_what_one_finds(pair: Pair, tmp_path: Path, options: 
     net.load_state_dict(first.weights)
     options = {"batch_size": BATCH, "quantile": QUANTILE, "fresh_seeds": SEEDS}
     assert_same(first.latest, dissect(net, uneven_dictionary(), LAYERS, **options))
+
+
+def test_an_alert_stops_all_of_them(pair: Pair, tmp_path: Path) -> None:
+    alert = AfterEpochOne("gender", for_epochs=1, then="stop")
+    first, second = pair.results(fit, tmp_path, epochs=5, alerts=alert)
+    assert first.steps == second.steps == 4  # after epoch 1
+    assert first.timeline == second.timeline
 
 
 def test_evidence_of_chance_is_that_of_one(pair: Pair, tmp_path: Path) -> None:
@@ -264,6 +276,7 @@ sys.path[:0] = {paths!r}
 import torch
 from conftest import random_dictionary
 from runs import Net, data, trainer
+from test_resume import AfterEpochOne
 from lightning_hnd import HNDCallback
 
 def forward(module, images):
