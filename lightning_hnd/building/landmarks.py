@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
+Line = npt.NDArray[np.float64]
 
 COUNT = 68
 
@@ -38,6 +39,21 @@ _MEAN_FACE = """
 """
 MEAN_FACE: Points = np.array([pair.split(",") for pair in _MEAN_FACE.split()], np.float64)
 """``[68, 2]``, median of 2,000 CelebA faces turned upright, made symmetric; the centres of the eyes are 1 apart."""
+
+_MEAN_DEPTH = """
+    -0.97 -0.93 -0.93 -0.94 -0.90 -0.76 -0.54 -0.29 -0.21 -0.29 -0.54 -0.76 -0.90 -0.94 -0.93 -0.93 -0.97
+    -0.17 0.03 0.16 0.25 0.29 0.29 0.25 0.16 0.03 -0.17 0.31 0.46 0.63 0.67 0.27 0.34 0.37 0.34 0.27
+    -0.10 0.03 0.03 0.01 0.03 -0.01 0.01 0.03 0.03 -0.10 -0.01 0.03 -0.07 0.18 0.33 0.33 0.33 0.18 -0.07
+    0.08 0.16 0.19 0.16 0.08 -0.06 0.22 0.26 0.22 -0.06 0.17 0.20 0.17
+"""
+MEAN_DEPTH: Line = np.array(_MEAN_DEPTH.split(), np.float64)
+"""``[68]``, how far each landmark of the mean face is in front of its eyes, in the same unit: what best explains, by
+turns of the head, the landmarks of these and of 24 FaceSynthetics faces (Tomasi, Kanade, Int. J. Comput. Vis. 1992)."""
+
+MOST_UNLIKE = 0.2
+"""Largest :func:`unlikeness` of landmarks that can be a face's. On 2,000 predicted sets of CelebA and 24 true ones of
+FaceSynthetics the median is 0.05 and the largest of a face 0.16, a profile that screams; the three sets that missed
+their faces have 0.24, 0.70 and 1.71."""
 
 
 def five_of(landmarks: Points) -> Points:
@@ -84,6 +100,32 @@ def unit(landmarks: Points) -> float:
     return float(max(np.linalg.norm(right - left), _NOSE_LENGTH * nose))
 
 
+_VIEWS = np.column_stack([MEAN_FACE, MEAN_DEPTH, np.ones(COUNT)])  # their combinations are views of the mean face
+_NO_VIEW = np.eye(COUNT) - _VIEWS @ np.linalg.pinv(_VIEWS)
+
+
+def unlikeness(landmarks: Points) -> float:
+    """How far landmarks are from the nearest view of a mean face, from whatever side, in units of the face.
+
+    The nearest view is the best affine image of the mean face in three dimensions, so that profiles are as like a face
+    as others; landmarks that collapsed or are scattered are not.
+
+    Args:
+        landmarks: ``[68, 2]``.
+
+    Returns:
+        The root mean square distance.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_hnd.building.landmarks import MEAN_DEPTH, MEAN_FACE, unlikeness
+        >>> profile = np.stack([0.2 * MEAN_FACE[:, 0] + MEAN_DEPTH, MEAN_FACE[:, 1]], axis=1)
+        >>> round(unlikeness(profile * 20), 6)
+        0.0
+    """
+    return float(np.sqrt(((_NO_VIEW @ landmarks) ** 2).sum(1).mean()) / unit(landmarks))
+
+
 def objection(landmarks: Points, size: tuple[int, int]) -> str | None:
     """Why landmarks cannot be those of a face in a picture; None if they can.
 
@@ -104,4 +146,9 @@ def objection(landmarks: Points, size: tuple[int, int]) -> str | None:
         )
     if np.abs(landmarks).max() > 4 * max(size):
         return f"a landmark lies far outside of the {width} x {height} picture, at {np.abs(landmarks).max():.0f} pixels"
+    if unlikeness(landmarks) > MOST_UNLIKE:
+        return (
+            f"landmarks are not those of a face: more than {MOST_UNLIKE:g} eye distances (root mean square) from a "
+            "mean face seen from any side"
+        )
     return None

@@ -66,7 +66,8 @@ def true_areas(regions: Regions, landmarks: Points | None, names: frozenset[str]
         if problem is not None:
             return {}, problem
         if "skin" in shown:
-            drawn = {n: mask & shown["skin"] if n.endswith("cheek") else mask for n, mask in drawn.items()}
+            cheek = np.logical_and.reduce([shown["skin"], *(~mask for part, mask in shown.items() if part != "skin")])
+            drawn = {n: mask & cheek if n.endswith("cheek") else mask for n, mask in drawn.items()}
         found.update(drawn)
     empty = next((name for name, mask in found.items() if not mask.any()), None)
     return ({}, f"{empty} is hidden: its area has no pixel") if empty else (found, None)

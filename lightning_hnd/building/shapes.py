@@ -9,13 +9,16 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_hnd.building.landmarks import COUNT, MIRROR, Points
+from lightning_hnd.building.landmarks import COUNT, LEFT_EYE, MIRROR, RIGHT_EYE, Points, unit
 
 Corner: TypeAlias = npt.NDArray[np.float64]
 """``[68]``: the weights of landmarks whose mean a corner is; they add up to one."""
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Line: TypeAlias = npt.NDArray[np.float64]
+
+_HALF_RIDGE = 0.05
+"""In units of the face: how near the ridge of the nose the middle of a shape beside it may come before it is hidden."""
 
 _TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
@@ -46,20 +49,28 @@ class Shape:
         weights: ``[V, 68]``, the corners in order; of a hull in any order.
         grow: In units of the face, see :func:`~lightning_hnd.building.landmarks.unit`.
         hull: Whether it is the convex hull of its corners.
+        side: -1 for a shape left of the nose, 1 for one right of it: the nose hides it in a face that is turned far
+            enough. 0 for shapes that the nose never hides.
     """
 
     weights: npt.NDArray[np.float64]
     grow: float = 0.0
     hull: bool = False
+    side: int = 0
 
     def mirrored(self) -> Shape:
         """The same shape on the other side of the face."""
-        return replace(self, weights=self.weights[:, MIRROR])
+        return replace(self, weights=self.weights[:, MIRROR], side=-self.side)
 
     def outline(self, landmarks: Points) -> Points:
         """Its corners in a face, ``[V, 2]``, before it grows."""
         corners = self.weights @ landmarks
         return convex_hull(corners) if self.hull else corners
+
+    def hidden(self, landmarks: Points) -> bool:
+        """Whether the ridge of the nose is before its middle, as in the far half of a face in profile."""
+        across = (self.weights.mean(0) @ landmarks - landmarks[27]) @ _to_side(self.side, landmarks)
+        return self.side != 0 and bool(across < _HALF_RIDGE * unit(landmarks))
 
 
 def polygon(*corners: int | Corner, grow: float = 0.0) -> Shape:
@@ -83,6 +94,11 @@ def ellipse(centre: Corner, along: int | Corner, across: int | Corner, grow: flo
     return Shape(centre + _CIRCLE @ axes, grow)
 
 
+def beside_nose(shape: Shape) -> Shape:
+    """A shape of the left half of the face that the nose hides when the face is turned."""
+    return replace(shape, side=-1)
+
+
 def draw(shapes: Sequence[Shape], landmarks: Points, size: tuple[int, int], scale: float) -> tuple[Mask, float]:
     """The pixels whose centres lie in a union of shapes.
 
@@ -103,9 +119,13 @@ def draw(shapes: Sequence[Shape], landmarks: Points, size: tuple[int, int], scal
     x, y = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
     inside = np.zeros((len(y), len(x)), np.bool_)
     for shape, outline in zip(shapes, outlines, strict=True):
-        inside |= _within(outline, x, y)
+        own = _within(outline, x, y)
         if shape.grow > 0:
-            inside |= _near(outline, x, y, shape.grow * scale)
+            own |= _near(outline, x, y, shape.grow * scale)
+        if shape.side:
+            across = _to_side(shape.side, landmarks)
+            own &= (x - landmarks[27, 0]) * across[0] + (y[:, None] - landmarks[27, 1]) * across[1] >= 0
+        inside |= own
     mask = np.zeros(size, np.bool_)
     mine = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     mine[...] = inside[max(-top, 0) :, max(-left, 0) :][: mine.shape[0], : mine.shape[1]]
@@ -128,6 +148,15 @@ def convex_hull(points: Points) -> Points:
 
     ordered = sorted({(float(x), float(y)) for x, y in points})
     return np.array(chain(ordered) + chain(ordered[::-1]) or ordered)
+
+
+def _to_side(side: int, landmarks: Points) -> Points:
+    """``[2]``: at right angles to the ridge of the nose, towards a side of the face, of length 1; zeros for side 0."""
+    x, y = landmarks[30] - landmarks[27]
+    right = np.array([y, -x]) / max(float(np.hypot(x, y)), 1e-9)
+    eyes = landmarks[RIGHT_EYE].mean(0) - landmarks[LEFT_EYE].mean(0)
+    to_side: Points = right * side * np.sign(right @ eyes)  # upside down, it is the other way
+    return to_side
 
 
 def _corner(corner: int | Corner) -> Corner:

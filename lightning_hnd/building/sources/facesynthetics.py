@@ -19,7 +19,7 @@ from lightning_hnd.building.sources.landmark_files import Landmarks
 from lightning_hnd.building.sources.options import SourceOptions
 
 _REGIONS: Mapping[str, tuple[int, ...]] = {
-    "skin": (1, 2),
+    "skin": (1,),
     "nose": (2,),
     "eye_1": (3,),
     "eye_2": (4,),
