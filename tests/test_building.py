@@ -30,7 +30,9 @@ from lightning_hnd.building.faces import Face
 from lightning_hnd.building.matching import match_groups
 from lightning_hnd.building.skin import skin_tone, to_lab, typology_angle
 from lightning_hnd.cli import main
+from lightning_hnd.dictionary.check import check
 from lightning_hnd.dictionary.confounds import cross_tables
+from lightning_hnd.dictionary.findings import Flaw
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -181,6 +183,27 @@ def test_a_file_and_its_copy_are_not_on_both_sides(tmp_path: Path) -> None:
     files = [{path.read_bytes() for path in b.path.rglob("*.jpg")} for b in built]
     assert all(files)
     assert not files[0] & files[1]
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.5])
+def test_of_pictures_that_are_nearly_the_same_one_is_taken(tmp_path: Path, held_out: float) -> None:
+    """Every face twice more, brighter and smaller, as another picture of a person whom nobody names."""
+    root = make_utkface(tmp_path / "utk", faces=32)
+    for i, path in enumerate(sorted(root.iterdir())):
+        blots = np.random.default_rng(i).integers(0, 200, (8, 8, 3)).astype(np.uint8)
+        image = Image.fromarray(blots).resize((100, 100), Image.Resampling.BICUBIC)
+        image.save(path)
+        image.point(lambda value: value + 12).save(root / path.name.replace(".jpg.chip", "8.jpg.chip"))
+        image.resize((90, 90)).save(root / path.name.replace(".jpg.chip", "9.jpg.chip"), quality=80)
+    built = build_dictionary(
+        tmp_path / "out", [SourceOptions("utkface", root)], held_out=held_out, per_group=12, progress=False
+    )
+    used = [row["file"].partition(".")[0][:24] for b in built for row in rows_of(b.path / "non_localizable/labels.csv")]
+    assert len(set(used)) == len(used) > 16  # what is left of the name tells which face it is
+    assert "it is a copy of another, or nearly" in " ".join(built[0].findings["utkface"])
+    for b in built:
+        flaws = {finding.flaw for finding in check(b.path).findings}
+        assert not flaws & {Flaw.COPY, Flaw.NEAR_COPY}
 
 
 def test_two_pictures_of_one_name_do_not_come_in_one_place(tmp_path: Path) -> None:

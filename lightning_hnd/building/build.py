@@ -31,6 +31,7 @@ from lightning_hnd.concepts import PAPER
 from lightning_hnd.dictionary.datacard import write_datacard
 from lightning_hnd.dictionary.folder import write_table
 from lightning_hnd.dictionary.layout import GLOBAL_FOLDER, TABLE_OF_KIND
+from lightning_hnd.dictionary.similar import families
 
 T = TypeVar("T")
 
@@ -245,7 +246,7 @@ class _Draft:
 
         Args:
             progress: Whether to show progress bars.
-            elsewhere: The faces of the dictionary from which this one is held out; equal files are left out.
+            elsewhere: The faces of the dictionary from which this one is held out; their copies are left out.
         """
         self.aside.mkdir(parents=True)
         bad: set[int] = set()
@@ -259,7 +260,7 @@ class _Draft:
             for i in [i for i, (role, _) in self.written.items() if self.choice.roles.get(i) != role]:
                 self._remove(i)
             new = [i for i in self.choice.roles if i not in self.written]
-            failed = self._write(new, progress) | self._twins(elsewhere)
+            failed = self._write(new, progress) | self._copies(elsewhere)
             if not failed:
                 return
             bad |= failed
@@ -280,17 +281,18 @@ class _Draft:
                 self.findings[self.faces[i].source].add(f"picture left out: {result}", self.faces[i].name)
         return failed
 
-    def _twins(self, elsewhere: Mapping[int, Written]) -> set[int]:
-        """Removes all but the first of files that are equal byte by byte, and those that are elsewhere."""
-        first = {written.digest: i for i, written in elsewhere.items()}
-        twins = set()
-        for i in sorted(self.written):
-            if (other := first.setdefault(self.written[i][1].digest, i)) != i:
-                twins.add(i)
-                pair = f"{self.faces[i].name} of {self.faces[other].name}"
-                self.findings[self.faces[i].source].add("picture left out: its file is a copy of another", pair)
+    def _copies(self, elsewhere: Mapping[int, Written]) -> set[int]:
+        """Removes all but the first of pictures that are copies of each other, or nearly, or of one elsewhere."""
+        ours = {i: written for i, (_, written) in sorted(self.written.items())}
+        order, thumbnails = list(elsewhere) + list(ours), [w.thumbnail for w in (*elsewhere.values(), *ours.values())]
+        copies = set()
+        for first, *others in families(np.stack(thumbnails)) if thumbnails else ():
+            for i in (order[place] for place in others if place >= len(elsewhere)):
+                copies.add(i)
+                pair = f"{self.faces[i].name} of {self.faces[order[first]].name}"
+                self.findings[self.faces[i].source].add("picture left out: it is a copy of another, or nearly", pair)
                 self._remove(i)
-        return twins
+        return copies
 
     def _remove(self, i: int) -> None:
         _, written = self.written.pop(i)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from lightning_hnd.building.choosing import Role
@@ -20,6 +21,7 @@ from lightning_hnd.building.pictures import Opened, open_picture, read_file
 from lightning_hnd.building.shapes import Mask
 from lightning_hnd.building.skin import cheek_boxes, skin_tone, typology_angle
 from lightning_hnd.dictionary.layout import FOLDER_OF_KIND, GLOBAL_FOLDER
+from lightning_hnd.dictionary.similar import thumbnail
 
 _FOLDER_OF_CONCEPT = {"age": "Age", "gender": "Gender", "ethnicity": "Ethnicity"}
 _QUALITY = 95  # of JPEG, for pictures that cannot be copied as they are
@@ -35,12 +37,14 @@ class Written:
         masks: The paths of its masks.
         labels: Its row of ``labels.csv``, but for ``image``.
         digest: Of the source's file.
+        thumbnail: See :func:`~lightning_hnd.dictionary.similar.thumbnail`.
     """
 
     image: str
     masks: tuple[str, ...]
     labels: Mapping[str, str]
     digest: str
+    thumbnail: npt.NDArray[np.uint8]
 
 
 def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written:
@@ -86,6 +90,7 @@ def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written
         tuple(f"{folder}/{name}.png" for name in masks),
         labels,
         hashlib.blake2b(contents, digest_size=16).hexdigest(),
+        thumbnail(image),
     )
 
 
