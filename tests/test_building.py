@@ -363,6 +363,45 @@ def test_action_units_of_any_folder_of_pictures(tmp_path: Path) -> None:
     assert len(FaceDictionary.from_folder(tmp_path / "out", size=32)) == 5  # the left-out one still serves for parts
 
 
+def test_what_a_table_does_not_say_is_unknown_and_no_absence(tmp_path: Path) -> None:
+    """A table without a column, one with an empty cell, one that has all: a negative is who was looked at."""
+    tables = {
+        "without": ("AU_1,AU_12", ["1,0", "0,1", "0,0"]),
+        "whole": ("AU_1,AU_12,AU_25", ["1,1,1", "0,0,0", "0,1,1", "1,0,", "0,1,0"]),
+    }
+    for k, (name, (header, rows)) in enumerate(tables.items()):
+        root = tmp_path / name
+        root.mkdir()
+        labels, landmarks = [f"image,{header}"], [LANDMARK_HEADER]
+        for i, row in enumerate(rows):
+            draw_face((100, 100), 10 * k + i).save(root / f"{name}{i}.png")
+            labels.append(f"{name}{i}.png,{row}")
+            landmarks.append(landmark_row(f"{name}{i}.png", landmarks_in((100, 100), i)))
+        (root / "labels.csv").write_text("\n".join(labels))
+        (root / "landmarks_68.csv").write_text("\n".join(landmarks))
+    without, whole = (SourceOptions("pictures", tmp_path / name, name=name) for name in tables)
+
+    def used(*sources: SourceOptions) -> dict[str, set[str]]:
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        build_dictionary(out, sources, progress=False)
+        rows = rows_of(out / "Action_Units.csv")
+        return {row["image"].split("/")[1].split("-")[1]: set(row["labels"].split(";")) - {""} for row in rows}
+
+    assert set(used(without)) == {
+        "without0",
+        "without1",
+        "without2",
+    }  # of AU_25 nobody says anything: nobody carries it
+    both = used(without, whole)
+    assert set(both) == {"whole0", "whole1", "whole2", "whole4"}
+    assert [{Path(mask).stem for mask in both[f"whole{i}"]} for i in (0, 1, 2, 4)] == [
+        {"AU_1", "AU_12", "AU_25"},
+        set(),
+        {"AU_12", "AU_25"},
+        {"AU_12"},
+    ]
+
+
 def test_intensities_are_those_of_action_units_only(tmp_path: Path) -> None:
     root = make_celeba(tmp_path / "celeba", faces=32)
     once, twice = (

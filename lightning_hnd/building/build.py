@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lightning_hnd.building import geometry
-from lightning_hnd.building.choosing import Choice, Role, choose, is_held_out
+from lightning_hnd.building.choosing import Choice, Role, choose, is_held_out, without_unknown
 from lightning_hnd.building.exclusion import identities, leave_out, names_of
 from lightning_hnd.building.faces import Face
 from lightning_hnd.building.findings import Findings
@@ -114,7 +114,7 @@ def build_dictionary(
         if training_set is not None:
             names = names_of(Path(training_set), findings[GENERAL])
             faces = leave_out(faces, names, sources, findings[GENERAL])
-        faces = _with_skin_tone(faces, findings, progress)
+        faces = _with_skin_tone(without_unknown(faces, findings), findings, progress)
         apart = np.array([is_held_out(face, held_out, seed) for face in faces], np.bool_)
         drafts: list[_Draft] = []
         try:

@@ -60,6 +60,7 @@ def read_celeba(options: SourceOptions, findings: Findings) -> list[Face]:
                 root=folder,
                 picture=picture,
                 kinds={**row.kinds, "part": PARTS},
+                unknown=row.unknown,
                 groups=row.groups,
                 labels=row.labels,
                 landmarks=points[name],

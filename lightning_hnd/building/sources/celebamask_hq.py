@@ -89,13 +89,14 @@ class _Context:
     originals: Mapping[str, str]
 
     def face(self, source: str, folder: Path, picture: Path, reader: partial[Regions]) -> Face:
-        row = self.labelled.get(picture.name, Labelled({}, {}, {}))
+        row = self.labelled.get(picture.name, Labelled())
         original = self.originals.get(picture.stem)
         return Face(
             source=source,
             root=folder,
             picture=picture,
             kinds={**row.kinds, "part": PARTS},
+            unknown=row.unknown,
             groups=row.groups,
             labels=row.labels,
             landmarks=self.points.get(picture.name),

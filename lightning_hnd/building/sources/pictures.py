@@ -51,6 +51,7 @@ def read_pictures(options: SourceOptions, findings: Findings) -> list[Face]:
                 root=folder,
                 picture=picture,
                 kinds={**row.kinds, "part": PARTS},
+                unknown=row.unknown,
                 groups={**row.groups, **_groups(labels)},
                 labels=labels,
                 landmarks=points[name],
