@@ -24,11 +24,12 @@ from lightning_hnd.building.landmarks import (
     objection,
     unlikeness,
 )
-from lightning_hnd.building.shapes import Points, Shape, draw, ellipse, hull, mean, moved, polygon
+from lightning_hnd.building.shapes import PlacedFace, Points, Shape, draw, ellipse, hull, mean, moved, polygon
 
 REAL = Path(os.environ.get("HND_REAL_DATA", Path(__file__).parents[2] / "shared" / "real"))
 SIZE = (120, 100)
 NAMES = sorted(AREAS)
+RIGHT = np.array([1.0, 0.0])
 
 
 def face(seed: int = 0) -> Points:
@@ -74,17 +75,19 @@ def test_shapes_in_closed_form() -> None:
     points = np.zeros((68, 2))
     points[:5] = [(10, 10), (30, 10), (30, 20), (10, 20), (20, 15)]
     points[36:42], points[42:48] = (10, 10), (30, 10)
-    square, inside = draw([polygon(0, 1, 2, 3)], points, (40, 40), 20.0)
+    square, inside = draw([polygon(0, 1, 2, 3)], PlacedFace(points, 20.0, RIGHT), (40, 40))
     assert square.sum() == 200
     assert square[10:20, 10:30].all()
     assert inside == 1
     round_, _ = draw(
-        [ellipse(mean(4), along=moved(4, 4, 1, 1.0), across=moved(4, 1, 0, 0.25))], points * 8, (320, 320), 160.0
+        [ellipse(mean(4), along=moved(4, 4, 1, 1.0), across=moved(4, 1, 0, 0.25))],
+        PlacedFace(points * 8, 160.0, RIGHT),
+        (320, 320),
     )
     assert round_.sum() == pytest.approx(np.pi * abs(np.linalg.det([[80, -40], [-40, 0]])), rel=0.01)
-    same, _ = draw([hull(4, 3, 2, 1, 0)], points, (40, 40), 20.0)
+    same, _ = draw([hull(4, 3, 2, 1, 0)], PlacedFace(points, 20.0, RIGHT), (40, 40))
     np.testing.assert_array_equal(same, square)
-    _, inside = draw([polygon(0, 1, 2, 3)], points - (20, 0), (40, 40), 20.0)
+    _, inside = draw([polygon(0, 1, 2, 3)], PlacedFace(points - (20, 0), 20.0, RIGHT), (40, 40))
     assert inside == 0.5
 
 
@@ -141,8 +144,8 @@ def test_a_cheek_that_is_hidden_in_part_ends_at_the_nose() -> None:
     """Counterfactual: the same cheek where no nose hides it is larger, by what lies across the ridge."""
     size, landmarks = (240, 240), turned(30)
     (shape,) = AREAS["right_cheek"]
-    cut, _ = draw([shape], landmarks, size, 60.0)
-    whole, _ = draw([replace(shape, side=0)], landmarks, size, 60.0)
+    cut, _ = draw([shape], PlacedFace.of(landmarks), size)
+    whole, _ = draw([replace(shape, side=0)], PlacedFace.of(landmarks), size)
     assert (whole & ~cut).any()
     assert not (cut & ~whole).any()
     (x0, y0), (x1, y1) = landmarks[27], landmarks[30]

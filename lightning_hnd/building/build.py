@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -298,6 +299,8 @@ class _Draft:
         _, written = self.written.pop(i)
         for path in (written.image, *written.masks):
             (self.aside / path).unlink()
+        with contextlib.suppress(OSError):  # the folder of a group has others
+            (self.aside / written.image).parent.rmdir()
 
     def finish(self, card: Mapping[str, Any]) -> None:
         """Writes the tables and the datacard, when all faces are written."""
@@ -313,8 +316,8 @@ class _Draft:
         write_table(self.aside / GLOBAL_FOLDER / "labels.csv", known)
         write_datacard(self.aside, card)
         self.card = card
-        for folder in sorted((path for path in self.aside.rglob("*") if path.is_dir()), reverse=True):
-            if not any(folder.iterdir()):
+        for folder in [*self.aside.glob(f"{GLOBAL_FOLDER}/*"), *self.aside.glob("*")]:
+            with contextlib.suppress(OSError):  # it is a file, or not empty
                 folder.rmdir()
 
     def move(self) -> Built:

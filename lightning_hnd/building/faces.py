@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -48,7 +49,7 @@ class Face:
     identity: str | None = None
     original: str | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its path in the source, without ending."""
         return self.picture.relative_to(self.root).with_suffix("").as_posix()

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from lightning_hnd.building.landmarks import Points, left_to_right, objection, unit
+from lightning_hnd.building.landmarks import Points, objection
 from lightning_hnd.building.shapes import (
     Mask,
+    PlacedFace,
     Shape,
     beside_nose,
     between,
@@ -145,15 +144,14 @@ def areas(landmarks: Points, size: tuple[int, int], concepts: Sequence[str]) -> 
     problem = objection(landmarks, size)
     if problem is not None:
         return {}, problem
-    placed = left_to_right(np.asarray(landmarks, np.float64))
-    scale = unit(placed)
+    face = PlacedFace.of(landmarks)
     masks: dict[str, Mask] = {}
     drawn: dict[tuple[Shape, ...], tuple[Mask, float]] = {}
     for name in concepts:
-        shapes = tuple(shape for shape in AREAS[name] if not shape.hidden(placed))
+        shapes = tuple(shape for shape in AREAS[name] if not shape.hidden(face))
         if not shapes:
             return {}, f"{name} is hidden behind the nose"
-        drawn[shapes] = drawn.get(shapes) or draw(shapes, placed, size, scale)  # several concepts may share them
+        drawn[shapes] = drawn.get(shapes) or draw(shapes, face, size)  # several concepts may share them
         masks[name], inside = drawn[shapes]
         if not masks[name].any():
             return {}, f"{name} is hidden: its area has no pixel"

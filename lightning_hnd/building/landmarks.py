@@ -7,6 +7,8 @@ first pixel reaches from 0 to 1.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +18,7 @@ Line = npt.NDArray[np.float64]
 COUNT = 68
 
 LEFT_EYE, RIGHT_EYE = slice(36, 42), slice(42, 48)
+_BETWEEN_EYES = (np.bincount(range(42, 48), minlength=COUNT) - np.bincount(range(36, 42), minlength=COUNT)) / 6
 
 _PARTS_MIRRORED = (
     "16 15 14 13 12 11 10 9 8 7 6 5 4 3 2 1 0  26 25 24 23 22 21 20 19 18 17  27 28 29 30 35 34 33 32 31 "
@@ -87,17 +90,21 @@ def from_five(points: Points) -> Points:
 
 def left_to_right(landmarks: Points) -> Points:
     """The same landmarks, numbered from the left of the picture; those of a mirrored face may not be."""
-    left, right = (landmarks[eye, 0].mean() for eye in (LEFT_EYE, RIGHT_EYE))
-    jaw = landmarks[:17, 0]
-    swapped = left > right if left != right else jaw[0] > jaw[-1]
+    to_right = between_eyes(landmarks)[0] or landmarks[16, 0] - landmarks[0, 0]
+    swapped = to_right < 0
     return landmarks[MIRROR] if swapped else landmarks
+
+
+def between_eyes(landmarks: Points) -> Points:
+    """``[2]``, the way from the centre of the left eye to that of the right one."""
+    way: Points = _BETWEEN_EYES @ landmarks
+    return way
 
 
 def unit(landmarks: Points) -> float:
     """The scale of a face, in pixels: the distance between the eyes, or in profile what the nose says it would be."""
-    left, right = (landmarks[eye].mean(0) for eye in (LEFT_EYE, RIGHT_EYE))
-    nose = np.linalg.norm(landmarks[33] - landmarks[27])
-    return float(max(np.linalg.norm(right - left), _NOSE_LENGTH * nose))
+    (eyes_x, eyes_y), (nose_x, nose_y) = between_eyes(landmarks), landmarks[33] - landmarks[27]
+    return max(math.hypot(eyes_x, eyes_y), _NOSE_LENGTH * math.hypot(nose_x, nose_y))
 
 
 _VIEWS = np.column_stack([MEAN_FACE, MEAN_DEPTH, np.ones(COUNT)])  # their combinations are views of the mean face

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_hnd.building.landmarks import COUNT, LEFT_EYE, MIRROR, RIGHT_EYE, Points, unit
+from lightning_hnd.building.landmarks import COUNT, MIRROR, Points, between_eyes, left_to_right, unit
 
 Corner: TypeAlias = npt.NDArray[np.float64]
 """``[68]``: the weights of landmarks whose mean a corner is; they add up to one."""
@@ -42,6 +43,31 @@ def moved(corner: int | Corner, start: int | Corner, end: int | Corner, share: f
 
 
 @dataclass(frozen=True, eq=False)
+class PlacedFace:
+    """Landmarks, and what shapes want to know of them.
+
+    Attributes:
+        landmarks: ``[68, 2]``, numbered from the left of the picture.
+        scale: Pixels in a unit of the face, see :func:`~lightning_hnd.building.landmarks.unit`.
+        right: ``[2]``, of length 1: at right angles to the ridge of the nose, towards the right eye.
+    """
+
+    landmarks: Points
+    scale: float
+    right: Points
+
+    @classmethod
+    def of(cls, landmarks: Points) -> PlacedFace:
+        """The face of landmarks ``[68, 2]``, also of a mirrored one."""
+        placed = left_to_right(np.asarray(landmarks, np.float64))
+        x, y = placed[30] - placed[27]
+        right = np.array([y, -x]) / max(float(np.hypot(x, y)), 1e-9)
+        return cls(
+            placed, unit(placed), right * np.sign(right @ between_eyes(placed))
+        )  # upside down, it is the other way
+
+
+@dataclass(frozen=True, eq=False)
 class Shape:
     """An outline and how far beyond it the shape reaches.
 
@@ -67,10 +93,17 @@ class Shape:
         corners = self.weights @ landmarks
         return convex_hull(corners) if self.hull else corners
 
-    def hidden(self, landmarks: Points) -> bool:
+    @cached_property
+    def _middle(self) -> Corner:
+        middle: Corner = self.weights.mean(0)
+        return middle
+
+    def hidden(self, face: PlacedFace) -> bool:
         """Whether the ridge of the nose is before its middle, as in the far half of a face in profile."""
-        across = (self.weights.mean(0) @ landmarks - landmarks[27]) @ _to_side(self.side, landmarks)
-        return self.side != 0 and bool(across < _HALF_RIDGE * unit(landmarks))
+        if not self.side:
+            return False
+        from_ridge = self._middle @ face.landmarks - face.landmarks[27]
+        return bool(from_ridge @ face.right * self.side < _HALF_RIDGE * face.scale)
 
 
 def polygon(*corners: int | Corner, grow: float = 0.0) -> Shape:
@@ -99,21 +132,20 @@ def beside_nose(shape: Shape) -> Shape:
     return replace(shape, side=-1)
 
 
-def draw(shapes: Sequence[Shape], landmarks: Points, size: tuple[int, int], scale: float) -> tuple[Mask, float]:
+def draw(shapes: Sequence[Shape], face: PlacedFace, size: tuple[int, int]) -> tuple[Mask, float]:
     """The pixels whose centres lie in a union of shapes.
 
     Args:
         shapes: At least one.
-        landmarks: ``[68, 2]``.
+        face: Where.
         size: ``(H, W)``.
-        scale: Pixels in a unit of the face, see :func:`~lightning_hnd.building.landmarks.unit`.
 
     Returns:
         ``[H, W]`` bool, and which share of the union lies inside of the picture.
     """
-    outlines = [shape.outline(landmarks) for shape in shapes]
+    outlines = [shape.outline(face.landmarks) for shape in shapes]
     everything = np.concatenate(outlines)
-    margin = max(shape.grow for shape in shapes) * scale + 1
+    margin = max(shape.grow for shape in shapes) * face.scale + 1
     left, top = np.floor(everything.min(0) - margin).astype(int).tolist()
     right, bottom = np.ceil(everything.max(0) + margin).astype(int).tolist()
     x, y = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
@@ -121,10 +153,10 @@ def draw(shapes: Sequence[Shape], landmarks: Points, size: tuple[int, int], scal
     for shape, outline in zip(shapes, outlines, strict=True):
         own = _within(outline, x, y)
         if shape.grow > 0:
-            own |= _near(outline, x, y, shape.grow * scale)
+            own |= _near(outline, x, y, shape.grow * face.scale)
         if shape.side:
-            across = _to_side(shape.side, landmarks)
-            own &= (x - landmarks[27, 0]) * across[0] + (y[:, None] - landmarks[27, 1]) * across[1] >= 0
+            (ridge_x, ridge_y), (right_x, right_y) = face.landmarks[27], face.right * shape.side
+            own &= (x - ridge_x) * right_x + (y[:, None] - ridge_y) * right_y >= 0
         inside |= own
     mask = np.zeros(size, np.bool_)
     mine = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
@@ -148,15 +180,6 @@ def convex_hull(points: Points) -> Points:
 
     ordered = sorted({(float(x), float(y)) for x, y in points})
     return np.array(chain(ordered) + chain(ordered[::-1]) or ordered)
-
-
-def _to_side(side: int, landmarks: Points) -> Points:
-    """``[2]``: at right angles to the ridge of the nose, towards a side of the face, of length 1; zeros for side 0."""
-    x, y = landmarks[30] - landmarks[27]
-    right = np.array([y, -x]) / max(float(np.hypot(x, y)), 1e-9)
-    eyes = landmarks[RIGHT_EYE].mean(0) - landmarks[LEFT_EYE].mean(0)
-    to_side: Points = right * side * np.sign(right @ eyes)  # upside down, it is the other way
-    return to_side
 
 
 def _corner(corner: int | Corner) -> Corner:
