@@ -379,7 +379,7 @@ def _version() -> str:
 def _in_threads(do: Callable[[Any], T], items: Iterable[Any], title: str, progress: bool) -> Iterator[T]:
     """Does something to each of many, in order; Pillow lets other threads run while it decodes."""
     items = list(items)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # more would only wait for each other
         try:
             yield from tqdm(
                 pool.map(do, items), title, len(items), leave=False, disable=None if progress else True, delay=1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +81,11 @@ def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written
         path = f"{folder}/{_slug(face)}{face.picture.suffix.lower() if copied else '.jpg'}"
     labels = _labels(face, image, opened.size)
     (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / path).write_bytes(contents if copied else _encode(image, "JPEG", quality=_QUALITY, subsampling=0))
+    (root / path).write_bytes(contents if copied else _jpeg(image))
     encoded: dict[int, bytes] = {}  # concepts of one area share its mask
     for name, mask in masks.items():
         if id(mask) not in encoded:
-            encoded[id(mask)] = _encode(Image.fromarray(mask.view(np.uint8) * np.uint8(255)), "PNG", compress_level=1)
+            encoded[id(mask)] = _grey_png(mask)
         (root / folder / f"{name}.png").write_bytes(encoded[id(mask)])
     return Written(
         path,
@@ -159,10 +161,22 @@ def _fit(opened: Opened, largest_side: int) -> Image.Image:
     return resized
 
 
-def _encode(image: Image.Image, format_: str, **options: int) -> bytes:
+def _jpeg(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    image.save(file, format_, **options)
+    image.save(file, "JPEG", quality=_QUALITY, subsampling=0)
     return file.getvalue()
+
+
+def _grey_png(mask: Mask) -> bytes:
+    """A mask as a PNG of eight bits grey, 255 where it is on: Pillow needs four times as long around the same zlib."""
+    height, width = mask.shape
+    lines = np.zeros((height, width + 1), np.uint8)  # each begins with the number of its filter: none
+    lines[:, 1:] = np.where(mask, 255, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
 
 
 def _scaled(regions: Regions, size: tuple[int, int]) -> Regions:
