@@ -32,7 +32,7 @@ from lightning_hnd.building.skin import skin_tone, to_lab, typology_angle
 from lightning_hnd.cli import main
 from lightning_hnd.dictionary.check import check
 from lightning_hnd.dictionary.confounds import cross_tables
-from lightning_hnd.dictionary.findings import Flaw
+from lightning_hnd.dictionary.flaws import Flaw
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from lightning_hnd import FaceDictionary
 from lightning_hnd.dictionary.check import check
-from lightning_hnd.dictionary.findings import Finding, Flaw, Level
+from lightning_hnd.dictionary.flaws import Finding, Flaw, Level
 
 FACE, MASK = "attributes/000001/original.png", "attributes/000001/Smiling.png"
 TABLE, LABELS = "Attributes.csv", "non_localizable/labels.csv"

@@ -15,7 +15,7 @@ from sources import ATTRIBUTES, draw_face, landmark_row, landmarks_in, make_cele
 
 from lightning_hnd import FaceDictionary
 from lightning_hnd.building import SourceOptions, build_dictionary
-from lightning_hnd.building.findings import Findings
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.tables import read_table, truth
 
 FIRST = "img_align_celeba/000001.jpg"

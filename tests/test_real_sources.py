@@ -12,8 +12,8 @@ from PIL import Image
 
 from lightning_hnd import FaceDictionary
 from lightning_hnd.building import SourceOptions, build_dictionary
-from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.landmarks import MOST_UNLIKE, unlikeness
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources import READERS
 from lightning_hnd.building.writing import concept_masks
 

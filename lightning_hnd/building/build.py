@@ -23,9 +23,9 @@ from lightning_hnd.building import geometry
 from lightning_hnd.building.choosing import Choice, Role, choose, is_held_out, without_unknown
 from lightning_hnd.building.exclusion import identities, leave_out, names_of
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.pictures import open_picture, read_file
 from lightning_hnd.building.skin import skin_tone
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources import READERS, SourceOptions
 from lightning_hnd.building.writing import Written, measured_angle, write_face
 from lightning_hnd.concepts import PAPER

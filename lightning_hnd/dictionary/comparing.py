@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dictionary.confounds import CrossTable
 from lightning_hnd.dictionary.face_dictionary import UNKNOWN, FaceDictionary
-from lightning_hnd.dictionary.findings import Finding, Flaw
+from lightning_hnd.dictionary.flaws import Finding, Flaw
 from lightning_hnd.dictionary.layout import GLOBAL_FOLDER, LABELS, PICTURE_SUFFIXES, Files, Listing
 from lightning_hnd.dictionary.looking import Look
 from lightning_hnd.dictionary.similar import families

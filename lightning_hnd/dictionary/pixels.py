@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 from tqdm.auto import tqdm
 
-from lightning_hnd.dictionary.findings import Finding, Flaw, Report
+from lightning_hnd.dictionary.flaws import Finding, Flaw, Report
 from lightning_hnd.dictionary.layout import Entry
 
 MAX_PIXELS = 50_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources.attributes import read_attributes
 from lightning_hnd.building.sources.landmark_files import read_landmarks
 from lightning_hnd.building.sources.options import SourceOptions, existing

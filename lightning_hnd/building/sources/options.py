@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.pictures import inside
+from lightning_hnd.building.source_findings import Findings
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources.attributes import read_attributes
 from lightning_hnd.building.sources.celeba import PARTS
 from lightning_hnd.building.sources.landmark_files import read_landmarks
