@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import filecmp
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -504,6 +509,26 @@ def test_bad_settings_are_named(tmp_path: Path, options: dict[str, object], says
         build_dictionary(tmp_path / "out", [source], progress=False, **options)  # type: ignore[arg-type]
     assert files_of(tmp_path) == files_of(tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_build_clears_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+    source = SourceOptions("utkface", make_utkface(tmp_path / "utk"))
+    script = """
+import os, signal, sys
+import lightning_hnd.building.build as build
+from lightning_hnd.building import SourceOptions
+build.write_datacard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+build.build_dictionary(sys.argv[1], [SourceOptions("utkface", build.Path(sys.argv[2]))], progress=False)
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out"), str(source.root)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(".out.*")
+    assert any(left.rglob("*.jpg"))
+    others = [tmp_path / f".out.{name}" for name in (f"another.machine.{os.getpid()}", f"{socket.gethostname()}.1")]
+    for other in others:  # somebody else's, of a machine that cannot be asked and of a process that lives
+        other.mkdir()
+    build_dictionary(tmp_path / "out", [source], progress=False)
+    assert sorted(tmp_path.glob(".out*")) == sorted(others)
 
 
 def test_nothing_is_left_behind_when_a_build_fails(tmp_path: Path, sources: list[SourceOptions], monkeypatch) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import socket
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from lightning_hnd.dictionary.datacard import write_datacard
 from lightning_hnd.dictionary.folder import write_table
 from lightning_hnd.dictionary.layout import GLOBAL_FOLDER, TABLE_OF_KIND
 from lightning_hnd.dictionary.similar import families
+from lightning_hnd.whole_files import aside_of, sweep_folders
 
 T = TypeVar("T")
 
@@ -236,7 +236,7 @@ class _Draft:
         findings: Mapping[str, Findings],
     ) -> None:
         self.path, self.faces, self.findings = path, faces, findings
-        self.aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+        self.aside = aside_of(path)
         self._usable, self._limits, self.seed = usable, limits, seed
         self._largest_side = largest_side
         self.choice = Choice({}, {})
@@ -249,6 +249,7 @@ class _Draft:
             progress: Whether to show progress bars.
             elsewhere: The faces of the dictionary from which this one is held out; their copies are left out.
         """
+        sweep_folders(self.path)
         self.aside.mkdir(parents=True)
         bad: set[int] = set()
         while True:

@@ -10,10 +10,14 @@ import numpy as np
 from lightning_hnd.building.geometry import areas
 from lightning_hnd.building.landmarks import Points, from_five
 from lightning_hnd.building.shapes import Mask
+from lightning_hnd.concepts import PAPER
 
 Regions: TypeAlias = dict[str, Mask]
 """Masks ``[H, W]`` of one size by name: ``nose``, ``brow_1``, ``brow_2``, ``eye_1``, ``eye_2``, ``mouth`` (lips
 included), ``glasses``, ``skin``. Which of two is the left one is told by where it is."""
+
+PARTS = frozenset(concept.name for concept in PAPER.local if concept.kind == "part")
+"""The parts of a face: landmarks or true masks show all of them."""
 
 _WHOLE: Mapping[str, tuple[str, ...]] = {
     "nose": ("nose",),

@@ -11,10 +11,9 @@ import numpy as np
 
 from lightning_hnd.building.faces import Face
 from lightning_hnd.building.landmarks import COUNT
-from lightning_hnd.building.parts import Regions
+from lightning_hnd.building.parts import PARTS, Regions
 from lightning_hnd.building.pictures import inside, read_mask
 from lightning_hnd.building.source_findings import Findings
-from lightning_hnd.building.sources.celeba import PARTS
 from lightning_hnd.building.sources.landmark_files import Landmarks
 from lightning_hnd.building.sources.options import SourceOptions
 
