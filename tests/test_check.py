@@ -17,8 +17,25 @@ from lightning_hnd import FaceDictionary
 from lightning_hnd.cli import main
 from lightning_hnd.concepts import Concept, Ontology
 from lightning_hnd.dictionary.check import Examination, check
+from lightning_hnd.dictionary.comparing import misplaced_masks
 from lightning_hnd.dictionary.flaws import Finding, Flaw
+from lightning_hnd.dictionary.layout import Entry
+from lightning_hnd.dictionary.looking import Look
 from lightning_hnd.dictionary.similar import SIDE, difference_hash, families, thumbnail
+
+
+def test_sources_may_frame_faces_differently() -> None:
+    """Ten pictures with the mouth higher up are no flaw if another data set has them; one unlike its own is."""
+    ontology = Ontology((Concept("mouth", "part", "Mouth"),))
+    heights, sources = [0.6] * 40 + [0.3] * 10 + [0.3], ["a"] * 40 + ["b"] * 10 + ["a"]
+    flat = np.zeros((SIDE + 1, SIDE + 1), np.uint8)
+    looks = [
+        Look(Entry(f"{i}.png", {0: f"{i}/mouth.png"}, 0, ()), b"", flat, {0: (0.5, y + 0.001 * (i % 5))})
+        for i, y in enumerate(heights)
+    ]
+    told = list(misplaced_masks(looks, [{"source": source} for source in sources], ontology))
+    assert [finding.where for finding in told] == ["50/mouth.png"]
+    assert len(list(misplaced_masks(looks, [{}] * 51, ontology))) == 11
 
 
 @pytest.fixture(scope="module")

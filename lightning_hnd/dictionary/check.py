@@ -101,7 +101,7 @@ def check(path: str | Path, ontology: Ontology = PAPER) -> Examination:
             if seen is not None:
                 looks.append(seen)
                 labels.append(known)
-    findings.extend(comparing.misplaced_masks(looks, ontology))
+    findings.extend(comparing.misplaced_masks(looks, labels, ontology))
     findings.extend(comparing.shared_masks(looks))
     findings.extend(comparing.copies(looks, ontology))
     findings.extend(comparing.contradictions(listing, ontology))
