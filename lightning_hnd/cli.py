@@ -7,6 +7,7 @@ understood or cannot be carried out.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +118,10 @@ def _build(args: argparse.Namespace) -> int:
     for dictionary in built:
         for table in summary_tables(dictionary):
             console.print(table)
-    print(f"Look at it: lightning-hnd dictionary check {args.out}; lightning-hnd dictionary show {args.out}")
+    for dictionary in built:
+        path = shlex.quote(str(dictionary.path))
+        print(f"Look at it: lightning-hnd dictionary check {path}")
+        print(f"            lightning-hnd dictionary show {path} --out {shlex.quote(f'{dictionary.path}-sheets')}")
     return FINE
 
 

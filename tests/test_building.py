@@ -485,11 +485,18 @@ def test_the_command_builds_and_says_what_is_in_it(tmp_path: Path, sources: list
     assert f"zero_to_twenty {card['groups']['age']['zero_to_twenty']}" in said
     assert 1 < card["groups"]["gender"]["Male"] <= 3
     assert "matched on" in said
+    for line in said.splitlines():
+        if (words_said := line.partition("lightning-hnd ")[2].split()) and words_said[0] == "dictionary":
+            assert main(words_said) in (0, 1)  # what it says to do next can be done
+    capsys.readouterr()
     assert card["sources"][0]["license"] == "research only"
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["dictionary", "build", out + "2", "--celeba", "/nowhere"]) == 2
     assert "/nowhere" in capsys.readouterr().err
+    assert main(["dictionary", "build", out + "2", "--pictures", words[4]]) == 2
+    assert "labels.csv" in (error := capsys.readouterr().err)
+    assert "(--labels)" in error
     assert main([*words[:2], out + "3", *words[3:5], "--landmarks", "celba=x.csv"]) == 2
     assert "names no source" in capsys.readouterr().err
 

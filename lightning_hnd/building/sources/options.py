@@ -68,7 +68,7 @@ class SourceOptions:
         if found is None and what is not None:
             raise FileNotFoundError(
                 f"{self.root} has no {what} ({', '.join(names) or 'it has to be given'}); give the folder that "
-                f"{self.kind} was unpacked to, or the file itself"
+                f"{self.kind} is in, or the file itself (--{what.split()[-1]})"
             )
         return found
 
