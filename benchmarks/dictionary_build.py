@@ -6,10 +6,12 @@ Run: ``python benchmarks/dictionary_build.py``.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +45,11 @@ def make_celeba(root: Path, faces: int, size: tuple[int, int]) -> list[Path]:
     return paths
 
 
-def seconds(do: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(do: Callable[[], object]) -> tuple[float, float]:
+    """By the clock, and of processors."""
+    start, started = time.perf_counter(), time.process_time()
     do()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - started
 
 
 def main() -> None:
@@ -57,38 +60,37 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
 
-    def decode(paths: list[Path]) -> None:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda path: open_picture(path.read_bytes()), paths))
-
-    def copy(folder: Path, to: Path) -> None:
-        """As many files of the same contents, in as many folders: what the layout costs by itself."""
-        contents = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        start = time.perf_counter()
-        for path, data in contents.items():
-            (to / path).parent.mkdir(parents=True, exist_ok=True)
-            (to / path).write_bytes(data)
-        copying.append(time.perf_counter() - start)
-
-    copying: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         paths = make_celeba(root, args.faces, (args.height, args.width))
-        decoding = min(seconds(lambda: decode(paths)) for _ in range(args.repeats))
         source = SourceOptions("celeba", root)
-        most = args.faces  # all faces are used
-        building = [
-            seconds(lambda i=i: build_dictionary(root / f"out{i}", [source], per_concept=most, progress=False))  # type: ignore[misc]
-            for i in range(args.repeats)
-        ]
+
+        def decode() -> None:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(lambda path: open_picture(path.read_bytes()), paths))
+
+        def build(to: Path) -> None:
+            build_dictionary(to, [source], per_concept=args.faces, progress=False)  # so that all faces are used
+
+        def copy(contents: dict[Path, bytes], to: Path) -> None:
+            """As many files of the same contents, in as many folders: what the layout costs by itself."""
+            for path, data in contents.items():
+                (to / path).parent.mkdir(parents=True, exist_ok=True)
+                (to / path).write_bytes(data)
+
+        decoding, building, copying = [], [], []
         for i in range(args.repeats):
-            copy(root / "out0", root / f"copy{i}")
-        masks = sum(1 for path in (root / "out0").rglob("*.png") if path.name != "original.png")
-    print(f"{args.faces} pictures of {args.width} x {args.height}, best of {args.repeats}")
-    print(f"decoding: {decoding:.2f} s; writing as many files: {min(copying):.2f} s")
-    print(f"building, with {masks} masks: {min(building):.2f} s")
-    print(f"building takes {min(building) / decoding:.1f} times what decoding takes,")
-    print(f"and {min(building) / (decoding + min(copying)):.1f} times what decoding and writing take")
+            out = root / f"out{i}"
+            decoding.append(seconds(decode))
+            building.append(seconds(partial(build, out)))
+            contents = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+            copying.append(seconds(partial(copy, contents, root / f"copy{i}")))
+        masks = sum(1 for path in contents if path.suffix == ".png" and path.name != "original.png")
+    print(f"{args.faces} pictures of {args.width} x {args.height} with {masks} masks, best of {args.repeats}")
+    for k, what in enumerate(("by the clock", "of processor time")):
+        d, b, c = (min(run[k] for run in runs) for runs in (decoding, building, copying))
+        print(f"{what}: decoding {d:.2f} s, writing as many files {c:.2f} s, building {b:.2f} s:")
+        print(f"    {b / d:.1f} times decoding, {b / (d + c):.1f} times decoding and writing")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ understood or cannot be carried out.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_hnd.building import SourceOptions
+    from lightning_hnd.concepts import Ontology
     from lightning_hnd.dissection import Dissection
 
 FINE, FINDINGS, USAGE = 0, 1, 2
@@ -118,7 +120,10 @@ def _build(args: argparse.Namespace) -> int:
     for dictionary in built:
         for table in summary_tables(dictionary):
             console.print(table)
-    print(f"Look at it: lightning-hnd dictionary check {args.out}; lightning-hnd dictionary show {args.out}")
+    for dictionary in built:
+        path = shlex.quote(str(dictionary.path))
+        print(f"Look at it: lightning-hnd dictionary check {path}")
+        print(f"            lightning-hnd dictionary show {path} --out {shlex.quote(f'{dictionary.path}-sheets')}")
     return FINE
 
 
@@ -162,6 +167,7 @@ def _add_check(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         epilog="Exit codes: 0 nothing that makes results wrong; 1 something does; 2 the command cannot be carried out.",
     )
     check.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
+    _add_ontology(check)
     check.add_argument("--json", action="store_true", help="print all findings as JSON, for programs")
     check.set_defaults(run=_check)
 
@@ -171,11 +177,11 @@ def _check(args: argparse.Namespace) -> int:
 
     from lightning_hnd.dictionary.check import check
 
-    examination = check(args.path)
+    examination = check(args.path, _ontology(args))
     if args.json:
         print(json.dumps(examination.to_dict(), indent=2, ensure_ascii=False))
     else:
-        from lightning_hnd.report.findings import show_examination
+        from lightning_hnd.report.examination import show_examination
 
         show_examination(examination)
     return FINE if examination.sound else FINDINGS
@@ -186,14 +192,26 @@ def _add_show(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     show.add_argument("path", type=Path, metavar="PATH", help="folder of the dictionary")
     show.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the sheets to")
     show.add_argument("--size", type=int, default=128, metavar="N", help="pixels along a side of each face (128)")
+    _add_ontology(show)
     show.set_defaults(run=_show)
+
+
+def _add_ontology(command: argparse.ArgumentParser) -> None:
+    text = "JSON file of the concepts, where they are not those of the paper (what Ontology.to_dict gives)"
+    command.add_argument("--ontology", type=Path, metavar="FILE", help=text)
+
+
+def _ontology(args: argparse.Namespace) -> Ontology:
+    from lightning_hnd.concepts import PAPER, Ontology
+
+    return PAPER if args.ontology is None else Ontology.from_file(args.ontology)
 
 
 def _show(args: argparse.Namespace) -> int:
     from lightning_hnd.dictionary import FaceDictionary
     from lightning_hnd.report.pages import write_sheets
 
-    faces = FaceDictionary.from_folder(args.path, size=args.size)
+    faces = FaceDictionary.from_folder(args.path, size=args.size, ontology=_ontology(args))
     print(f"{faces}\n{write_sheets(faces, args.out)}")
     return FINE
 

@@ -7,9 +7,11 @@ Ostadabbas, IJCV 2022); another one is another :class:`Ontology`, no code.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 MARGIN_OF_TWO, MARGIN = 1.1, 1.2
@@ -162,6 +164,21 @@ class Ontology:
             local=tuple(Concept(*entry) for entry in data["local"]),
             global_=tuple(GlobalConcept(name, tuple(groups), margin) for name, groups, margin in data["global"]),
         )
+
+    @classmethod
+    def from_file(cls, path: Path) -> Ontology:
+        """The ontology in a JSON file, of the form of :meth:`to_dict`.
+
+        Raises:
+            ValueError: If the file holds no ontology.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'{path} describes no ontology ({error}); write it as {{"local": [[name, kind, region], ...], '
+                '"global": [[name, [group, ...], margin or null], ...]}, as Ontology.to_dict does'
+            ) from error
 
 
 def _require_unique(names: Iterable[str], what: str) -> None:

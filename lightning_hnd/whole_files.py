@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     Args:
         path: The file. Its folder must exist.
     """
-    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             yield file
@@ -34,6 +36,24 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which
             error.filename = str(path)
         raise
+
+
+def aside_of(path: Path) -> Path:
+    """Where a file or folder is made before it takes its place: hidden beside it, with this machine and process."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+
+
+def sweep_folders(path: Path) -> None:
+    """Removes the folders aside of ``path`` that killed processes of this machine left, and none of a live one.
+
+    Args:
+        path: The folder that they would have become.
+    """
+    ours = f".{path.name}.{socket.gethostname()}."
+    for aside in path.parent.glob(f"{glob.escape(ours)}*"):
+        pid = aside.name.removeprefix(ours)
+        if os.name == "posix" and pid.isdecimal() and aside.is_dir() and not _lives_elsewhere(int(pid)):
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def sweep(folder: Path, suffix: str) -> None:

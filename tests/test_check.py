@@ -15,9 +15,27 @@ from PIL import Image
 
 from lightning_hnd import FaceDictionary
 from lightning_hnd.cli import main
+from lightning_hnd.concepts import Concept, Ontology
 from lightning_hnd.dictionary.check import Examination, check
-from lightning_hnd.dictionary.findings import Finding, Flaw
+from lightning_hnd.dictionary.comparing import misplaced_masks
+from lightning_hnd.dictionary.flaws import Finding, Flaw
+from lightning_hnd.dictionary.layout import Entry
+from lightning_hnd.dictionary.looking import Look
 from lightning_hnd.dictionary.similar import SIDE, difference_hash, families, thumbnail
+
+
+def test_sources_may_frame_faces_differently() -> None:
+    """Ten pictures with the mouth higher up are no flaw if another data set has them; one unlike its own is."""
+    ontology = Ontology((Concept("mouth", "part", "Mouth"),))
+    heights, sources = [0.6] * 40 + [0.3] * 10 + [0.3], ["a"] * 40 + ["b"] * 10 + ["a"]
+    flat = np.zeros((SIDE + 1, SIDE + 1), np.uint8)
+    looks = [
+        Look(Entry(f"{i}.png", {0: f"{i}/mouth.png"}, 0, ()), b"", flat, {0: (0.5, y + 0.001 * (i % 5))})
+        for i, y in enumerate(heights)
+    ]
+    told = list(misplaced_masks(looks, [{"source": source} for source in sources], ontology))
+    assert [finding.where for finding in told] == ["50/mouth.png"]
+    assert len(list(misplaced_masks(looks, [{}] * 51, ontology))) == 11
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +186,46 @@ def test_exit_codes_say_how_it_stands(
     with pytest.raises(SystemExit) as exit_:
         main(["dictionary"])
     assert exit_.value.code == 2
+
+
+def test_no_word_is_broken_on_a_narrow_console(
+    faces: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part_masks(faces, "nose")[0].write_bytes(b"")
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["dictionary", "check", str(faces)])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    words = set(said.split())
+    for finding in check(faces).findings[:3]:
+        sentence = f"{finding.what} {finding.flaw.meaning}".split()
+        assert {word for word in sentence if len(word) < 76} <= words
+
+
+def test_the_command_takes_other_concepts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    ears = Ontology((Concept("left_ear", "part", "Ear"),))
+    folder = tmp_path / "ears/parts/1"
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(folder / "original.png")
+    Image.fromarray(np.pad(np.full((8, 8), 255, np.uint8), 16)).save(folder / "left_ear.png")
+    (tmp_path / "ears/Parts.csv").write_text("image,labels\nparts/1/original.png,parts/1/left_ear.png\n")
+    file = tmp_path / "ears.json"
+    file.write_text(json.dumps(ears.to_dict()))
+    words = ["dictionary", "check", str(tmp_path / "ears")]
+    assert main(words) == 1
+    assert "no local concept 'left_ear'" in capsys.readouterr().out
+    assert main([*words, "--ontology", str(file)]) == 0
+    out = tmp_path / "sheets"
+    assert main(["dictionary", "show", words[2], "--out", str(out), "--ontology", str(file)]) == 0
+    assert (out / "left_ear.png").exists()
+    file.write_text('{"local": ["left_ear"]}')
+    capsys.readouterr()
+    assert main([*words, "--ontology", str(file)]) == 2
+    assert f"{file} describes no ontology" in capsys.readouterr().err
 
 
 def test_json_holds_every_finding(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from lightning_hnd import FaceDictionary
 from lightning_hnd.dictionary.check import check
-from lightning_hnd.dictionary.findings import Finding, Flaw, Level
+from lightning_hnd.dictionary.flaws import Finding, Flaw, Level
 
 FACE, MASK = "attributes/000001/original.png", "attributes/000001/Smiling.png"
 TABLE, LABELS = "Attributes.csv", "non_localizable/labels.csv"
@@ -223,7 +223,10 @@ CASES = {
         lambda root: Image.new("1", (10_000, 10_000)).save(root / FACE), Flaw.UNREADABLE, FACE, "10000 x 10000 pixels"
     ),
     "decompression bomb": Case(
-        lambda root: (root / FACE).write_bytes(png_header(60_000, 60_000)), Flaw.UNREADABLE, FACE, "original.png cannot"
+        lambda root: (root / FACE).write_bytes(png_header(60_000, 60_000)),
+        Flaw.UNREADABLE,
+        FACE,
+        "original.png has too many pixels",
     ),
     # masks
     "mask of 16 bits": Case(convert(MASK, lambda a: Image.fromarray((a > 0).astype(np.uint16) * 40_000))),

@@ -15,7 +15,7 @@ from sources import ATTRIBUTES, draw_face, landmark_row, landmarks_in, make_cele
 
 from lightning_hnd import FaceDictionary
 from lightning_hnd.building import SourceOptions, build_dictionary
-from lightning_hnd.building.findings import Findings
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.tables import read_table, truth
 
 FIRST = "img_align_celeba/000001.jpg"
@@ -173,7 +173,7 @@ LEFT_OUT = {
     short_row: "it has not 6 values",
     row_that_differs: "two rows of it that differ",
     odd_value: "Smiling is neither present nor absent",
-    unknown_value: "Smiling is unknown, and absence is a label",
+    unknown_value: "Smiling is unknown, while others carry it, and absence is a label",
     landmark_no_number: "a landmark is no number",
     landmark_nan: "not all numbers",
     landmarks_of_another_size: "of another size?",

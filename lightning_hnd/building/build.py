@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
-import socket
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,18 +19,20 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lightning_hnd.building import geometry
-from lightning_hnd.building.choosing import Choice, Role, choose, is_held_out
+from lightning_hnd.building.choosing import Choice, Role, choose, is_held_out, without_unknown
 from lightning_hnd.building.exclusion import identities, leave_out, names_of
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.pictures import open_picture, read_file
 from lightning_hnd.building.skin import skin_tone
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources import READERS, SourceOptions
 from lightning_hnd.building.writing import Written, measured_angle, write_face
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.dictionary.datacard import write_datacard
 from lightning_hnd.dictionary.folder import write_table
 from lightning_hnd.dictionary.layout import GLOBAL_FOLDER, TABLE_OF_KIND
+from lightning_hnd.dictionary.similar import families
+from lightning_hnd.whole_files import aside_of, sweep_folders
 
 T = TypeVar("T")
 
@@ -113,7 +115,7 @@ def build_dictionary(
         if training_set is not None:
             names = names_of(Path(training_set), findings[GENERAL])
             faces = leave_out(faces, names, sources, findings[GENERAL])
-        faces = _with_skin_tone(faces, findings, progress)
+        faces = _with_skin_tone(without_unknown(faces, findings), findings, progress)
         apart = np.array([is_held_out(face, held_out, seed) for face in faces], np.bool_)
         drafts: list[_Draft] = []
         try:
@@ -234,7 +236,7 @@ class _Draft:
         findings: Mapping[str, Findings],
     ) -> None:
         self.path, self.faces, self.findings = path, faces, findings
-        self.aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+        self.aside = aside_of(path)
         self._usable, self._limits, self.seed = usable, limits, seed
         self._largest_side = largest_side
         self.choice = Choice({}, {})
@@ -245,8 +247,9 @@ class _Draft:
 
         Args:
             progress: Whether to show progress bars.
-            elsewhere: The faces of the dictionary from which this one is held out; equal files are left out.
+            elsewhere: The faces of the dictionary from which this one is held out; their copies are left out.
         """
+        sweep_folders(self.path)
         self.aside.mkdir(parents=True)
         bad: set[int] = set()
         while True:
@@ -259,7 +262,7 @@ class _Draft:
             for i in [i for i, (role, _) in self.written.items() if self.choice.roles.get(i) != role]:
                 self._remove(i)
             new = [i for i in self.choice.roles if i not in self.written]
-            failed = self._write(new, progress) | self._twins(elsewhere)
+            failed = self._write(new, progress) | self._copies(elsewhere)
             if not failed:
                 return
             bad |= failed
@@ -280,22 +283,25 @@ class _Draft:
                 self.findings[self.faces[i].source].add(f"picture left out: {result}", self.faces[i].name)
         return failed
 
-    def _twins(self, elsewhere: Mapping[int, Written]) -> set[int]:
-        """Removes all but the first of files that are equal byte by byte, and those that are elsewhere."""
-        first = {written.digest: i for i, written in elsewhere.items()}
-        twins = set()
-        for i in sorted(self.written):
-            if (other := first.setdefault(self.written[i][1].digest, i)) != i:
-                twins.add(i)
-                pair = f"{self.faces[i].name} of {self.faces[other].name}"
-                self.findings[self.faces[i].source].add("picture left out: its file is a copy of another", pair)
+    def _copies(self, elsewhere: Mapping[int, Written]) -> set[int]:
+        """Removes all but the first of pictures that are copies of each other, or nearly, or of one elsewhere."""
+        ours = {i: written for i, (_, written) in sorted(self.written.items())}
+        order, thumbnails = list(elsewhere) + list(ours), [w.thumbnail for w in (*elsewhere.values(), *ours.values())]
+        copies = set()
+        for first, *others in families(np.stack(thumbnails)) if thumbnails else ():
+            for i in (order[place] for place in others if place >= len(elsewhere)):
+                copies.add(i)
+                pair = f"{self.faces[i].name} of {self.faces[order[first]].name}"
+                self.findings[self.faces[i].source].add("picture left out: it is a copy of another, or nearly", pair)
                 self._remove(i)
-        return twins
+        return copies
 
     def _remove(self, i: int) -> None:
         _, written = self.written.pop(i)
         for path in (written.image, *written.masks):
             (self.aside / path).unlink()
+        with contextlib.suppress(OSError):  # the folder of a group has others
+            (self.aside / written.image).parent.rmdir()
 
     def finish(self, card: Mapping[str, Any]) -> None:
         """Writes the tables and the datacard, when all faces are written."""
@@ -311,8 +317,8 @@ class _Draft:
         write_table(self.aside / GLOBAL_FOLDER / "labels.csv", known)
         write_datacard(self.aside, card)
         self.card = card
-        for folder in sorted((path for path in self.aside.rglob("*") if path.is_dir()), reverse=True):
-            if not any(folder.iterdir()):
+        for folder in [*self.aside.glob(f"{GLOBAL_FOLDER}/*"), *self.aside.glob("*")]:
+            with contextlib.suppress(OSError):  # it is a file, or not empty
                 folder.rmdir()
 
     def move(self) -> Built:
@@ -374,7 +380,7 @@ def _version() -> str:
 def _in_threads(do: Callable[[Any], T], items: Iterable[Any], title: str, progress: bool) -> Iterator[T]:
     """Does something to each of many, in order; Pillow lets other threads run while it decodes."""
     items = list(items)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # more would only wait for each other
         try:
             yield from tqdm(
                 pool.map(do, items), title, len(items), leave=False, disable=None if progress else True, delay=1

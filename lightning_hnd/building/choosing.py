@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from lightning_hnd.building.faces import Face
 from lightning_hnd.building.matching import Codes, Matched, match_groups
 from lightning_hnd.building.shapes import Mask
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.concepts import PAPER
 
 Role: TypeAlias = tuple[str, str]
@@ -38,6 +39,32 @@ def is_held_out(face: Face, share: float, seed: int) -> bool:
     """Whether a face is in the held-out share: by its person alone, so that nobody is on both sides."""
     digest = hashlib.blake2b(f"{seed}:{face.person}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
+
+
+def without_unknown(faces: Sequence[Face], findings: Mapping[str, Findings]) -> list[Face]:
+    """The faces, each in the kinds of which all is known that any face of the kind carries.
+
+    Absence is a label: a face of which a concept is unknown would count as one that lacks it.
+
+    Args:
+        faces: All.
+        findings: By source; get the faces that lose a kind.
+    """
+    carried: dict[str, set[str]] = {}
+    for face in faces:
+        for kind, names in face.kinds.items():
+            carried.setdefault(kind, set()).update(names)
+
+    def known(face: Face) -> Face:
+        kinds = dict(face.kinds)
+        for kind in face.kinds:
+            if missing := face.unknown & carried[kind]:
+                what = f"{min(missing)} is unknown, while others carry it, and absence is a label"
+                findings[face.source].add(f"picture not used for kind {kind}: {what}", face.name)
+                del kinds[kind]
+        return replace(face, kinds=kinds) if len(kinds) < len(face.kinds) else face
+
+    return [known(face) for face in faces]
 
 
 def choose(faces: Sequence[Face], usable: Codes, *, per_concept: int, per_group: int, seed: int) -> Choice:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.pictures import pictures_in
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources.celeba import read_identities
 from lightning_hnd.building.sources.options import SourceOptions
 from lightning_hnd.building.tables import read_table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ class Face:
         root: The folder of the source.
         picture: The picture's path in it.
         kinds: For each kind of local concepts in which the face is labelled, those that it carries.
+        unknown: Concepts of these kinds of which nothing is known.
         groups: Its group of global concepts.
         labels: All else that is known, by the name of a column.
         landmarks: ``[68, 2]``, in pixels of the picture as it is displayed.
@@ -38,6 +40,7 @@ class Face:
     root: Path
     picture: Path
     kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    unknown: frozenset[str] = frozenset()
     groups: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     landmarks: npt.NDArray[np.float32] | None = None
@@ -46,7 +49,7 @@ class Face:
     identity: str | None = None
     original: str | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its path in the source, without ending."""
         return self.picture.relative_to(self.root).with_suffix("").as_posix()

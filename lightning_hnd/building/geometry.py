@@ -3,19 +3,30 @@
 A part is drawn where it is. An attribute or an action unit is drawn where it shows: an attribute of a part on that
 part, an action unit where its muscle moves the skin (Ekman, Friesen: Facial Action Coding System, 1978). Shapes turn,
 shrink and slant with the landmarks. They are written down for the left half of the picture; the right half is its
-mirror image.
+mirror image. What the nose hides of a face in profile is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
+from lightning_hnd.building.landmarks import Points, objection
+from lightning_hnd.building.shapes import (
+    Mask,
+    PlacedFace,
+    Shape,
+    beside_nose,
+    between,
+    draw,
+    ellipse,
+    hull,
+    line,
+    mean,
+    moved,
+    polygon,
+)
 
-from lightning_hnd.building.landmarks import Points, left_to_right, objection, unit
-from lightning_hnd.building.shapes import Mask, Shape, between, draw, ellipse, hull, line, mean, moved, polygon
-
-VERSION = 1
+VERSION = 2
 """Goes up whenever a shape changes; datacards name it."""
 
 LEAST_INSIDE = 0.5
@@ -49,20 +60,29 @@ def _above_brow(*brow: int) -> Shape:
     return hull(*brow, *(moved(point, 33, 27, 0.3) for point in brow), grow=0.05)
 
 
-_LEFT: Mapping[str, Shape] = {"brow": _BROW, "eye": _EYE, "cheek": _on_cheek(-0.15)}
+_LEFT: Mapping[str, Shape] = {
+    "brow": _BROW,
+    "eye": beside_nose(_EYE),
+    "cheek": beside_nose(_on_cheek(-0.15)),
+}
 
 _BOTH_SIDES: Mapping[str, Shape] = {
     "AU_2": _above_brow(17, 18, 19),
-    "AU_5": hull(36, 37, 38, 39, between(37, 18, 0.4), between(37, 19, 0.4), between(38, 20, 0.4), grow=0.02),
-    "AU_6": hull(between(36, 0, 0.5), 36, 41, 40, 39, between(40, 31, 0.5), between(41, 48, 0.45), grow=0.02),
+    "AU_5": beside_nose(
+        hull(36, 37, 38, 39, between(37, 18, 0.4), between(37, 19, 0.4), between(38, 20, 0.4), grow=0.02)
+    ),
+    "AU_6": beside_nose(
+        hull(between(36, 0, 0.5), 36, 41, 40, 39, between(40, 31, 0.5), between(41, 48, 0.45), grow=0.02)
+    ),
     "AU_15": hull(48, 49, 59, between(48, 6, 0.45), between(48, 4, 0.25), grow=0.05),
     "Arched_Eyebrows": line(17, 18, 19, 20, 21, grow=0.07),
     "Bushy_Eyebrows": line(17, 18, 19, 20, 21, grow=0.07),
-    "Bags_Under_Eyes": _under_eye(0.28),
-    "High_Cheekbones": _on_cheek(-0.1),
-    "Rosy_Cheeks": _on_cheek(-0.15),
-    "Narrow_Eyes": polygon(*range(36, 42), grow=0.04),
+    "Bags_Under_Eyes": beside_nose(_under_eye(0.28)),
+    "High_Cheekbones": beside_nose(_on_cheek(-0.1)),
+    "Rosy_Cheeks": beside_nose(_on_cheek(-0.15)),
+    "Narrow_Eyes": beside_nose(polygon(*range(36, 42), grow=0.04)),
 }
+_GLASS = beside_nose(hull(*range(36, 42), grow=0.25))
 
 _MIDDLE: Mapping[str, tuple[Shape, ...]] = {
     "nose": (_NOSE,),
@@ -84,7 +104,7 @@ _MIDDLE: Mapping[str, tuple[Shape, ...]] = {
     "Big_Lips": (_MOUTH,),
     "Big_Nose": (_NOSE,),
     "Double_Chin": (ellipse(_THROAT, along=moved(_THROAT, 6, 10, 0.55), across=moved(_THROAT, 57, 8, 0.35)),),
-    "Eyeglasses": (hull(*range(36, 42), grow=0.25), hull(*range(42, 48), grow=0.25), line(39, 42, grow=0.08)),
+    "Eyeglasses": (_GLASS, _GLASS.mirrored(), line(39, 42, grow=0.08)),
     "Goatee": (ellipse(_GOATEE, along=moved(_GOATEE, 7, 9, 0.5), across=moved(8, 57, 8, 0.05)),),
     "Mouth_Slightly_Open": (_MOUTH,),
     "Mustache": (
@@ -124,13 +144,14 @@ def areas(landmarks: Points, size: tuple[int, int], concepts: Sequence[str]) -> 
     problem = objection(landmarks, size)
     if problem is not None:
         return {}, problem
-    placed = left_to_right(np.asarray(landmarks, np.float64))
-    scale = unit(placed)
+    face = PlacedFace.of(landmarks)
     masks: dict[str, Mask] = {}
     drawn: dict[tuple[Shape, ...], tuple[Mask, float]] = {}
     for name in concepts:
-        shapes = AREAS[name]  # which several concepts may share
-        drawn[shapes] = drawn.get(shapes) or draw(shapes, placed, size, scale)
+        shapes = tuple(shape for shape in AREAS[name] if not shape.hidden(face))
+        if not shapes:
+            return {}, f"{name} is hidden behind the nose"
+        drawn[shapes] = drawn.get(shapes) or draw(shapes, face, size)  # several concepts may share them
         masks[name], inside = drawn[shapes]
         if not masks[name].any():
             return {}, f"{name} is hidden: its area has no pixel"

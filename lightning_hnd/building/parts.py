@@ -10,10 +10,14 @@ import numpy as np
 from lightning_hnd.building.geometry import areas
 from lightning_hnd.building.landmarks import Points, from_five
 from lightning_hnd.building.shapes import Mask
+from lightning_hnd.concepts import PAPER
 
 Regions: TypeAlias = dict[str, Mask]
 """Masks ``[H, W]`` of one size by name: ``nose``, ``brow_1``, ``brow_2``, ``eye_1``, ``eye_2``, ``mouth`` (lips
 included), ``glasses``, ``skin``. Which of two is the left one is told by where it is."""
+
+PARTS = frozenset(concept.name for concept in PAPER.local if concept.kind == "part")
+"""The parts of a face: landmarks or true masks show all of them."""
 
 _WHOLE: Mapping[str, tuple[str, ...]] = {
     "nose": ("nose",),
@@ -66,7 +70,8 @@ def true_areas(regions: Regions, landmarks: Points | None, names: frozenset[str]
         if problem is not None:
             return {}, problem
         if "skin" in shown:
-            drawn = {n: mask & shown["skin"] if n.endswith("cheek") else mask for n, mask in drawn.items()}
+            cheek = np.logical_and.reduce([shown["skin"], *(~mask for part, mask in shown.items() if part != "skin")])
+            drawn = {n: mask & cheek if n.endswith("cheek") else mask for n, mask in drawn.items()}
         found.update(drawn)
     empty = next((name for name, mask in found.items() if not mask.any()), None)
     return ({}, f"{empty} is hidden: its area has no pixel") if empty else (found, None)

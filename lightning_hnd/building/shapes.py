@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_hnd.building.landmarks import COUNT, MIRROR, Points
+from lightning_hnd.building.landmarks import COUNT, MIRROR, Points, between_eyes, left_to_right, unit
 
 Corner: TypeAlias = npt.NDArray[np.float64]
 """``[68]``: the weights of landmarks whose mean a corner is; they add up to one."""
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Line: TypeAlias = npt.NDArray[np.float64]
+
+_HALF_RIDGE = 0.05
+"""In units of the face: how near the ridge of the nose the middle of a shape beside it may come before it is hidden."""
 
 _TURN = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
@@ -39,6 +43,31 @@ def moved(corner: int | Corner, start: int | Corner, end: int | Corner, share: f
 
 
 @dataclass(frozen=True, eq=False)
+class PlacedFace:
+    """Landmarks, and what shapes want to know of them.
+
+    Attributes:
+        landmarks: ``[68, 2]``, numbered from the left of the picture.
+        scale: Pixels in a unit of the face, see :func:`~lightning_hnd.building.landmarks.unit`.
+        right: ``[2]``, of length 1: at right angles to the ridge of the nose, towards the right eye.
+    """
+
+    landmarks: Points
+    scale: float
+    right: Points
+
+    @classmethod
+    def of(cls, landmarks: Points) -> PlacedFace:
+        """The face of landmarks ``[68, 2]``, also of a mirrored one."""
+        placed = left_to_right(np.asarray(landmarks, np.float64))
+        x, y = placed[30] - placed[27]
+        right = np.array([y, -x]) / max(float(np.hypot(x, y)), 1e-9)
+        return cls(
+            placed, unit(placed), right * np.sign(right @ between_eyes(placed))
+        )  # upside down, it is the other way
+
+
+@dataclass(frozen=True, eq=False)
 class Shape:
     """An outline and how far beyond it the shape reaches.
 
@@ -46,20 +75,35 @@ class Shape:
         weights: ``[V, 68]``, the corners in order; of a hull in any order.
         grow: In units of the face, see :func:`~lightning_hnd.building.landmarks.unit`.
         hull: Whether it is the convex hull of its corners.
+        side: -1 for a shape left of the nose, 1 for one right of it: the nose hides it in a face that is turned far
+            enough. 0 for shapes that the nose never hides.
     """
 
     weights: npt.NDArray[np.float64]
     grow: float = 0.0
     hull: bool = False
+    side: int = 0
 
     def mirrored(self) -> Shape:
         """The same shape on the other side of the face."""
-        return replace(self, weights=self.weights[:, MIRROR])
+        return replace(self, weights=self.weights[:, MIRROR], side=-self.side)
 
     def outline(self, landmarks: Points) -> Points:
         """Its corners in a face, ``[V, 2]``, before it grows."""
         corners = self.weights @ landmarks
         return convex_hull(corners) if self.hull else corners
+
+    @cached_property
+    def _middle(self) -> Corner:
+        middle: Corner = self.weights.mean(0)
+        return middle
+
+    def hidden(self, face: PlacedFace) -> bool:
+        """Whether the ridge of the nose is before its middle, as in the far half of a face in profile."""
+        if not self.side:
+            return False
+        from_ridge = self._middle @ face.landmarks - face.landmarks[27]
+        return bool(from_ridge @ face.right * self.side < _HALF_RIDGE * face.scale)
 
 
 def polygon(*corners: int | Corner, grow: float = 0.0) -> Shape:
@@ -83,29 +127,37 @@ def ellipse(centre: Corner, along: int | Corner, across: int | Corner, grow: flo
     return Shape(centre + _CIRCLE @ axes, grow)
 
 
-def draw(shapes: Sequence[Shape], landmarks: Points, size: tuple[int, int], scale: float) -> tuple[Mask, float]:
+def beside_nose(shape: Shape) -> Shape:
+    """A shape of the left half of the face that the nose hides when the face is turned."""
+    return replace(shape, side=-1)
+
+
+def draw(shapes: Sequence[Shape], face: PlacedFace, size: tuple[int, int]) -> tuple[Mask, float]:
     """The pixels whose centres lie in a union of shapes.
 
     Args:
         shapes: At least one.
-        landmarks: ``[68, 2]``.
+        face: Where.
         size: ``(H, W)``.
-        scale: Pixels in a unit of the face, see :func:`~lightning_hnd.building.landmarks.unit`.
 
     Returns:
         ``[H, W]`` bool, and which share of the union lies inside of the picture.
     """
-    outlines = [shape.outline(landmarks) for shape in shapes]
+    outlines = [shape.outline(face.landmarks) for shape in shapes]
     everything = np.concatenate(outlines)
-    margin = max(shape.grow for shape in shapes) * scale + 1
+    margin = max(shape.grow for shape in shapes) * face.scale + 1
     left, top = np.floor(everything.min(0) - margin).astype(int).tolist()
     right, bottom = np.ceil(everything.max(0) + margin).astype(int).tolist()
     x, y = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
     inside = np.zeros((len(y), len(x)), np.bool_)
     for shape, outline in zip(shapes, outlines, strict=True):
-        inside |= _within(outline, x, y)
+        own = _within(outline, x, y)
         if shape.grow > 0:
-            inside |= _near(outline, x, y, shape.grow * scale)
+            own |= _near(outline, x, y, shape.grow * face.scale)
+        if shape.side:
+            (ridge_x, ridge_y), (right_x, right_y) = face.landmarks[27], face.right * shape.side
+            own &= (x - ridge_x) * right_x + (y[:, None] - ridge_y) * right_y >= 0
+        inside |= own
     mask = np.zeros(size, np.bool_)
     mine = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     mine[...] = inside[max(-top, 0) :, max(-left, 0) :][: mine.shape[0], : mine.shape[1]]

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from lightning_hnd.building.findings import Findings
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.dictionary.layout import PICTURE_SUFFIXES
 
 _IMAGE_COLUMNS = ("image", "image_id", "file", "filename", "file_name", "img", "name", "path", "url")

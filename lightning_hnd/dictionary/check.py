@@ -17,7 +17,7 @@ from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import comparing
 from lightning_hnd.dictionary.confounds import CrossTable, cross_tables
 from lightning_hnd.dictionary.face_dictionary import FaceDictionary
-from lightning_hnd.dictionary.findings import Finding, Flaw, Level
+from lightning_hnd.dictionary.flaws import Finding, Flaw, Level
 from lightning_hnd.dictionary.layout import Entry, Files, list_folder
 from lightning_hnd.dictionary.looking import Look, look
 from lightning_hnd.dictionary.masks import PackedMasks
@@ -101,7 +101,7 @@ def check(path: str | Path, ontology: Ontology = PAPER) -> Examination:
             if seen is not None:
                 looks.append(seen)
                 labels.append(known)
-    findings.extend(comparing.misplaced_masks(looks, ontology))
+    findings.extend(comparing.misplaced_masks(looks, labels, ontology))
     findings.extend(comparing.shared_masks(looks))
     findings.extend(comparing.copies(looks, ontology))
     findings.extend(comparing.contradictions(listing, ontology))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dictionary.confounds import CrossTable
 from lightning_hnd.dictionary.face_dictionary import UNKNOWN, FaceDictionary
-from lightning_hnd.dictionary.findings import Finding, Flaw
+from lightning_hnd.dictionary.flaws import Finding, Flaw
 from lightning_hnd.dictionary.layout import GLOBAL_FOLDER, LABELS, PICTURE_SUFFIXES, Files, Listing
 from lightning_hnd.dictionary.looking import Look
 from lightning_hnd.dictionary.similar import families
@@ -23,32 +23,43 @@ FEW = 30
 UNEQUAL = 1.5
 """From how many times the images of the smallest group of a concept the largest one is out of balance."""
 
-AWAY = 0.15
-"""Share of the picture's size by which a mask must be away from where its concept is elsewhere, to be off the face."""
+AWAY = 0.2
+"""Share of the picture's size by which a mask must be away from where its concept is elsewhere, to be off the face. The
+cheek that a profile shows is up to 0.16 from the middle of both, on CelebA's faces."""
 
 _DEVIATIONS = 6.0
 """... and that many robust standard deviations, so that faces that stand anywhere in their pictures are left alone."""
 
 _PRESENCE = ("present", "absent")  # the rows or columns of a local concept
 _RELATIVE = 5  # masks of a face, from which their median tells where it stands
-_COMPARABLE = 8  # masks of a concept, from which "elsewhere" means something
+_COMPARABLE = 8  # masks of a concept in a source, from which "elsewhere" means something
 
 
-def misplaced_masks(looks: Sequence[Look], ontology: Ontology) -> Iterator[Finding]:
-    """Masks where their concept is not."""
+def misplaced_masks(
+    looks: Sequence[Look], labels: Sequence[Mapping[str, str]], ontology: Ontology
+) -> Iterator[Finding]:
+    """Masks where their concept is not in other pictures of the same source, as data sets frame faces differently.
+
+    Args:
+        looks: The images.
+        labels: What ``labels.csv`` says of each; its column ``source`` tells sources apart.
+        ontology: Of the dictionary.
+    """
     placed = [(i, c, *centre) for i, look in enumerate(looks) for c, centre in look.centres.items()]
     image, concept = (np.array([p[j] for p in placed], np.int64) for j in (0, 1))
     centre = np.array([p[2:] for p in placed]).reshape(-1, 2)
-    middle = {int(c): np.median(centre[concept == c], 0) for c in np.unique(concept)}
-    usual = np.array([middle[c] for c in concept.tolist()]).reshape(-1, 2)
+    _, origin = np.unique([known.get("source", "") for known in labels], return_inverse=True)
+    pool = concept * (len(looks) + 1) + origin[image]
+    middle = {int(p): np.median(centre[pool == p], 0) for p in np.unique(pool)}
+    usual = np.array([middle[p] for p in pool.tolist()]).reshape(-1, 2)
     relative = np.bincount(image, minlength=len(looks))[image] >= _RELATIVE
     away = _away(centre - usual, image, relative)
-    for m in _outliers(away, concept, relative):
+    for m in _outliers(away, pool, relative):
         name = looks[int(image[m])].entry.masks[int(concept[m])]
         where, there = (f"({x:.0%}, {y:.0%})" for x, y in (centre[m], usual[m]))
         what = f"{name} has its centre at {where} of width and height, where others have it at {there}"
         yield Finding(Flaw.OFF_FACE, name, what, (ontology.local[int(concept[m])].name,))
-    yield from _swapped_sides({ontology.local[c].name: float(x) for c, (x, _) in middle.items()})
+    yield from _swapped_sides({ontology.local[c].name: np.median(centre[concept == c, 0]) for c in np.unique(concept)})
     yield from _upside_down(looks, image, concept, centre[:, 1], ontology)
 
 
@@ -63,12 +74,10 @@ def _away(
     return np.abs(shift)
 
 
-def _outliers(
-    away: npt.NDArray[np.float64], concept: npt.NDArray[np.int64], relative: npt.NDArray[np.bool_]
-) -> list[int]:
+def _outliers(away: npt.NDArray[np.float64], pool: npt.NDArray[np.int64], relative: npt.NDArray[np.bool_]) -> list[int]:
     found: list[int] = []
-    for c in np.unique(concept):
-        for own in (np.flatnonzero((concept == c) & (relative == way)) for way in (False, True)):
+    for p in np.unique(pool):
+        for own in (np.flatnonzero((pool == p) & (relative == way)) for way in (False, True)):
             if len(own) >= _COMPARABLE:
                 limit = np.maximum(AWAY, _DEVIATIONS * 1.4826 * np.median(away[own], 0))
                 found += own[(away[own] > limit).any(1)].tolist()

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dictionary.datacard import write_datacard
 from lightning_hnd.dictionary.face_dictionary import Crop, FaceDictionary
-from lightning_hnd.dictionary.findings import refuse
+from lightning_hnd.dictionary.flaws import refuse
 from lightning_hnd.dictionary.layout import (
     FOLDER_OF_KIND,
     GLOBAL_FOLDER,

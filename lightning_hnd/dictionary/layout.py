@@ -16,7 +16,7 @@ from lightning_hnd.concepts import Ontology
 from lightning_hnd.dictionary.datacard import FILE as DATACARD
 from lightning_hnd.dictionary.datacard import read_datacard
 from lightning_hnd.dictionary.face_dictionary import UNKNOWN
-from lightning_hnd.dictionary.findings import Finding, Flaw, Report
+from lightning_hnd.dictionary.flaws import Finding, Flaw, Report
 
 TABLE_OF_KIND = {"attribute": "Attributes.csv", "action_unit": "Action_Units.csv", "part": "Parts.csv"}
 FOLDER_OF_KIND = {"attribute": "attributes", "action_unit": "AU", "part": "parts"}

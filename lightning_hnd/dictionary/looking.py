@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from lightning_hnd.dictionary.findings import Finding, Flaw, Report
+from lightning_hnd.dictionary.flaws import Finding, Flaw, Report
 from lightning_hnd.dictionary.layout import Entry
 from lightning_hnd.dictionary.pixels import Face, open_face
 from lightning_hnd.dictionary.similar import thumbnail

@@ -6,14 +6,14 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 from tqdm.auto import tqdm
 
-from lightning_hnd.dictionary.findings import Finding, Flaw, Report
+from lightning_hnd.dictionary.flaws import Finding, Flaw, Report
 from lightning_hnd.dictionary.layout import Entry
 
 MAX_PIXELS = 50_000_000
@@ -103,21 +103,61 @@ def in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def _open(root: Path, name: str, report: Report) -> Image.Image | None:
+class NoPictureError(ValueError):
+    """Why a file cannot be taken for one picture; the message goes on after the file's name."""
+
+
+def decode(file: Path | IO[bytes], largest_side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """Decodes a picture as it is stored.
+
+    Args:
+        file: The file.
+        largest_side: JPEGs may be decoded smaller, but not below this.
+
+    Returns:
+        The picture, and the width and height that its file has.
+
+    Raises:
+        NoPictureError: If it is damaged, of a kind that is not decoded, too large, or several pictures.
+    """
     try:
-        with Image.open(root / name, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                problem = f"is {width} x {height} pixels, more than the {MAX_PIXELS} that are decoded; make it smaller"
-            elif getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO shows one thing, twice
-                problem = "holds several pictures; save the one that is meant"
-            else:
-                image.load()
-                return _upright(name, image, report)
+                raise NoPictureError(
+                    f"has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million; make it smaller"
+                )
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO shows one thing, twice
+                raise NoPictureError("holds several pictures; save the one that is meant")
+            if largest_side is not None:
+                image.draft("RGB", (largest_side, largest_side))
+            image.load()
+            return image, (width, height)
+    except NoPictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise NoPictureError(f"has too many pixels: {error}") from error
     except Exception as error:  # Pillow raises many kinds for a damaged file
-        problem = f"cannot be read as a picture: {error}"
-    report(Finding(Flaw.UNREADABLE, name, f"{root / name} {problem}"))
-    return None
+        raise NoPictureError(f"cannot be read as a picture: {error}") from error
+
+
+def has_sixteen_bits(image: Image.Image) -> bool:
+    """Whether it is a grey picture of 16 bits."""
+    return image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG")  # "I" in Pillow < 11
+
+
+def high_byte(image: Image.Image) -> Image.Image:
+    """A picture of 16 bits with the eight highest."""
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _open(root: Path, name: str, report: Report) -> Image.Image | None:
+    try:
+        image, _ = decode(root / name)
+    except NoPictureError as error:
+        report(Finding(Flaw.UNREADABLE, name, f"{root / name} {error}"))
+        return None
+    return _upright(name, image, report)
 
 
 def _upright(name: str, image: Image.Image, report: Report) -> Image.Image:
@@ -136,9 +176,9 @@ def _is_turned(image: Image.Image) -> bool:
 
 def _eight_bits(root: Path, name: str, image: Image.Image, report: Report) -> Image.Image | None:
     """A picture of a mode that converts to RGB and grey without loss of sense."""
-    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):  # "I" in Pillow < 11
+    if has_sixteen_bits(image):
         report(Finding(Flaw.COLOURS, name, f"{name} has 16 bits a pixel, of which the eight highest are taken"))
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return high_byte(image)
     if image.mode in ("I", "F"):
         what = f"{root / name} holds numbers of 32 bits, whose range is not known; save it with eight bits a channel"
         report(Finding(Flaw.UNREADABLE, name, what))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources.celeba import read_celeba
 from lightning_hnd.building.sources.celebamask_hq import read_celebamask_hq
 from lightning_hnd.building.sources.facesynthetics import read_facesynthetics

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lightning_hnd.building.findings import Findings
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.tables import read_table, truth
 from lightning_hnd.concepts import PAPER
 
@@ -20,9 +20,10 @@ _GENDER = {"male": "Male", "female": "Female", "man": "Male", "woman": "Female",
 class Labelled:
     """What a table says of a picture: as in :class:`~lightning_hnd.building.faces.Face`."""
 
-    kinds: Mapping[str, frozenset[str]]
-    groups: Mapping[str, str]
-    labels: Mapping[str, str]
+    kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    unknown: frozenset[str] = frozenset()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_attributes(path: Path, findings: Findings, at_least: float = 1.0) -> Mapping[str, Labelled]:
@@ -32,7 +33,7 @@ def read_attributes(path: Path, findings: Findings, at_least: float = 1.0) -> Ma
     intensity. They may be called ``AU_1``, ``AU1``, ``AU01`` or ``AU 1``; of OpenFace's ``AU01_c`` and ``AU01_r`` the
     first counts. ``Male`` or ``gender`` gives the gender. All other columns are kept as labels.
 
-    Absence is a label, so a picture is labelled in a kind of concepts only if every column of the kind is known.
+    Absence is a label, and no label is none: an empty value, or a column that is not there, makes a concept unknown.
 
     Args:
         path: The table.
@@ -58,15 +59,16 @@ def read_attributes(path: Path, findings: Findings, at_least: float = 1.0) -> Ma
     if len(set(names.values())) < len(names):
         twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
         raise ValueError(f"{path} has two columns that mean {twice}; keep one (presence, or intensity with at_least)")
-    for kind in ("attribute", "action_unit"):
-        missing = [n for n, k in _KIND.items() if k == kind and n not in names.values()]
-        if any(_KIND[n] == kind for n in names.values()) and missing:
-            findings.add(f"{path.name} says nothing of {', '.join(missing)}: its pictures count as without")
+    kinds = {_KIND[name] for name in names.values()}
+    unknown = [name for name, kind in _KIND.items() if kind in kinds and name not in names.values()]
+    if unknown:
+        findings.add(f"{path.name} says nothing of {', '.join(unknown)}")
     others = {i: column for i, column in enumerate(table.columns) if i not in names}
     result = {}
     for image, row in table.rows.items():
-        if (labelled := _read_row(row, names, others, at_least, f"{path.name}, {image}", findings)) is not None:
-            result[image] = labelled
+        labelled = _read_row(row, names, others, at_least, f"{path.name}, {image}", findings)
+        if labelled is not None:
+            result[image] = replace(labelled, unknown=labelled.unknown.union(unknown))
     return result
 
 
@@ -78,21 +80,19 @@ def _read_row(
     where: str,
     findings: Findings,
 ) -> Labelled | None:
-    carried: dict[str, set[str]] = {_KIND[name]: set() for name in names.values()}
-    labels = {}
+    carried: dict[str, set[str]] = {}
+    unknown, labels = set(), {}
     for i, name in names.items():
         try:
             present = truth(row[i], at_least if _KIND[name] == "action_unit" else 1.0)
         except ValueError:
             findings.add(f"picture left out: {name} is neither present nor absent", f"{where}: {row[i]!r}")
             return None
-        kind = _KIND[name]
         labels[name] = "" if present is None else str(int(present))
-        if present is None and kind in carried:
-            findings.add(f"picture not used for kind {kind}: {name} is unknown, and absence is a label", where)
-            del carried[kind]
-        elif present and kind in carried:
-            carried[kind].add(name)
+        if present is None:
+            unknown.add(name)
+        else:
+            carried.setdefault(_KIND[name], set()).update({name} if present else ())
     groups = {}
     for i, column in others.items():
         if column.lower() == "male" and row[i]:
@@ -102,7 +102,7 @@ def _read_row(
             groups["gender"] = _GENDER[row[i].lower()]
         else:
             labels[column] = {"-1": "0"}.get(row[i], row[i])
-    return Labelled({kind: frozenset(found) for kind, found in carried.items()}, groups, labels)
+    return Labelled({kind: frozenset(found) for kind, found in carried.items()}, frozenset(unknown), groups, labels)
 
 
 def _concept(column: str) -> str | None:

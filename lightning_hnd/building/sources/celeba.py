@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
-from lightning_hnd.building.sources.attributes import read_attributes
-from lightning_hnd.building.sources.landmark_files import read_landmarks
-from lightning_hnd.building.sources.options import SourceOptions, existing
+from lightning_hnd.building.source_findings import Findings
+from lightning_hnd.building.sources.annotated import annotated_faces
+from lightning_hnd.building.sources.options import SourceOptions
 from lightning_hnd.building.tables import read_table
-from lightning_hnd.concepts import PAPER
-
-PARTS = frozenset(concept.name for concept in PAPER.local if concept.kind == "part")
 
 _PLACES = ("", "Anno/", "anno/")
 
@@ -39,36 +36,10 @@ def read_celeba(options: SourceOptions, findings: Findings) -> list[Face]:
         ValueError: If one of the tables cannot be read.
     """
     folder = options.picture_folder("img_align_celeba", "Img/img_align_celeba", "img_align_celeba_png")
-    attributes = options.file(options.labels, *named("list_attr_celeba"), what="table of attributes")
-    places = named("landmarks_68", "list_landmarks_align_celeba")
-    landmarks = options.file(options.landmarks, *places, what="file of landmarks")
-    assert attributes is not None
-    assert landmarks is not None
-    labelled = read_attributes(attributes, findings, options.at_least)
-    points, coarse = read_landmarks(landmarks, findings)
     who = read_identities(options, findings)
-    if coarse:
-        findings.add("masks are coarse: CelebA's five points give the place of parts, not their shape")
-    faces = []
-    for picture, name, row in existing(labelled, folder, findings):
-        if name not in points:
-            findings.add(f"picture left out: {landmarks.name} has no landmarks of it", name)
-            continue
-        faces.append(
-            Face(
-                source=options.name,
-                root=folder,
-                picture=picture,
-                kinds={**row.kinds, "part": PARTS},
-                groups=row.groups,
-                labels=row.labels,
-                landmarks=points[name],
-                coarse=coarse,
-                identity=who.get(name),
-                original=name,
-            )
-        )
-    return faces
+    landmarks = named("landmarks_68", "list_landmarks_align_celeba")
+    found = annotated_faces(options, folder, named("list_attr_celeba"), landmarks, findings)
+    return [replace(face, identity=who.get(name), original=name) for name, face in found]
 
 
 def read_identities(options: SourceOptions, findings: Findings) -> Mapping[str, str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
-from lightning_hnd.building.parts import Regions
+from lightning_hnd.building.parts import PARTS, Regions
 from lightning_hnd.building.pictures import inside, read_mask
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources.attributes import Labelled, read_attributes
-from lightning_hnd.building.sources.celeba import PARTS, named, read_identities
+from lightning_hnd.building.sources.celeba import named, read_identities
 from lightning_hnd.building.sources.landmark_files import Landmarks, read_landmarks
 from lightning_hnd.building.sources.options import SourceOptions
 from lightning_hnd.building.tables import read_table
@@ -89,13 +89,14 @@ class _Context:
     originals: Mapping[str, str]
 
     def face(self, source: str, folder: Path, picture: Path, reader: partial[Regions]) -> Face:
-        row = self.labelled.get(picture.name, Labelled({}, {}, {}))
+        row = self.labelled.get(picture.name, Labelled())
         original = self.originals.get(picture.stem)
         return Face(
             source=source,
             root=folder,
             picture=picture,
             kinds={**row.kinds, "part": PARTS},
+            unknown=row.unknown,
             groups=row.groups,
             labels=row.labels,
             landmarks=self.points.get(picture.name),

@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.landmarks import COUNT
-from lightning_hnd.building.parts import Regions
+from lightning_hnd.building.parts import PARTS, Regions
 from lightning_hnd.building.pictures import inside, read_mask
-from lightning_hnd.building.sources.celeba import PARTS
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources.landmark_files import Landmarks
 from lightning_hnd.building.sources.options import SourceOptions
 
 _REGIONS: Mapping[str, tuple[int, ...]] = {
-    "skin": (1, 2),
+    "skin": (1,),
     "nose": (2,),
     "eye_1": (3,),
     "eye_2": (4,),

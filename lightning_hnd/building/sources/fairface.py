@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources.options import SourceOptions, existing
 from lightning_hnd.building.tables import read_table
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.landmarks import COUNT, from_five
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.tables import Table, read_table
 
 Landmarks = npt.NDArray[np.float32]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.pictures import inside
+from lightning_hnd.building.source_findings import Findings
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class SourceOptions:
         if found is None and what is not None:
             raise FileNotFoundError(
                 f"{self.root} has no {what} ({', '.join(names) or 'it has to be given'}); give the folder that "
-                f"{self.kind} was unpacked to, or the file itself"
+                f"{self.kind} is in, or the file itself (--{what.split()[-1]})"
             )
         return found
 

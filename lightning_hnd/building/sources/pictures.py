@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
-from lightning_hnd.building.sources.attributes import read_attributes
-from lightning_hnd.building.sources.celeba import PARTS
-from lightning_hnd.building.sources.landmark_files import read_landmarks
-from lightning_hnd.building.sources.options import SourceOptions, existing
+from lightning_hnd.building.source_findings import Findings
+from lightning_hnd.building.sources.annotated import annotated_faces
+from lightning_hnd.building.sources.options import SourceOptions
 from lightning_hnd.building.sources.utkface import age_group
 from lightning_hnd.concepts import PAPER
 
@@ -32,32 +32,13 @@ def read_pictures(options: SourceOptions, findings: Findings) -> list[Face]:
         ValueError: If one of the tables cannot be read.
     """
     folder = options.folder()
-    table = options.file(options.labels, "labels.csv", what="table of labels")
-    landmarks = options.file(options.landmarks, "landmarks_68.csv", what="file of landmarks")
-    assert table is not None
-    assert landmarks is not None
-    labelled = read_attributes(table, findings, options.at_least)
-    points, coarse = read_landmarks(landmarks, findings)
     faces = []
-    for picture, name, row in existing(labelled, folder, findings):
-        if name not in points:
-            findings.add(f"picture left out: {landmarks.name} has no landmarks of it", name)
-            continue
-        labels = dict(row.labels)
+    for _, face in annotated_faces(options, folder, ["labels.csv"], ["landmarks_68.csv"], findings):
+        labels = dict(face.labels)
         person = next((labels[column] for column in labels if column.lower() in _PERSON and labels[column]), None)
-        faces.append(
-            Face(
-                source=options.name,
-                root=folder,
-                picture=picture,
-                kinds={**row.kinds, "part": PARTS},
-                groups={**row.groups, **_groups(labels)},
-                labels=labels,
-                landmarks=points[name],
-                coarse=coarse,
-                identity=None if person is None else f"{options.name}:{person}",
-            )
-        )
+        identity = None if person is None else f"{options.name}:{person}"
+        groups = {**face.groups, **_groups(labels)}  # which takes them out of the labels
+        faces.append(replace(face, groups=groups, labels=labels, identity=identity))
     return faces
 
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.findings import Findings
 from lightning_hnd.building.pictures import inside, pictures_in
+from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources.landmark_files import read_landmarks
 from lightning_hnd.building.sources.options import SourceOptions
 

@@ -10,7 +10,7 @@ class Findings:
     """Findings of one source, equal ones counted together.
 
     Example:
-        >>> from lightning_hnd.building.findings import Findings
+        >>> from lightning_hnd.building.source_findings import Findings
         >>> findings = Findings()
         >>> findings.add("picture left out: the file is empty", "a.jpg")
         >>> findings.add("picture left out: the file is empty", "b.jpg")

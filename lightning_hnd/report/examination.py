@@ -7,11 +7,12 @@ from itertools import groupby
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from lightning_hnd.dictionary.check import Examination
 from lightning_hnd.dictionary.confounds import CrossTable
-from lightning_hnd.dictionary.findings import Finding, Level
+from lightning_hnd.dictionary.flaws import Finding, Level
 
 _COLOUR = {Level.REFUSED: "bold red", Level.WRONG: "red", Level.DOUBTFUL: "yellow"}
 _SAYS = {
@@ -35,8 +36,7 @@ def show_examination(examination: Examination, console: Console | None = None) -
 
 
 def _parts(examination: Examination) -> Iterator[RenderableType]:
-    if examination.findings:
-        yield _findings_table(examination)
+    yield from _flaws(examination)
     groups = [table for table in examination.tables if "present" not in table.rows]  # one share says it all of the rest
     for table in groups[:_TABLES]:
         yield _cross_table(table)
@@ -47,18 +47,18 @@ def _parts(examination: Examination) -> Iterator[RenderableType]:
             yield f"  [{_COLOUR[level]}]{level.value}[/]: {_SAYS[level]}"
 
 
-def _findings_table(examination: Examination) -> Table:
-    table = Table(title="Findings", show_lines=True, expand=True)
-    for column, ratio in (("level", None), ("what", 7), ("what it means", 3), ("doubtful", 2)):
-        table.add_column(column, ratio=ratio, overflow="fold")
+def _flaws(examination: Examination) -> Iterator[RenderableType]:
+    """Each flaw with its findings below: paths are long, and a table would break them on a narrow console."""
     for flaw, alike in groupby(examination.findings, key=lambda finding: finding.flaw):
         findings = list(alike)
-        said = [escape(finding.what) for finding in findings[:_EACH]]
+        level = f"[{_COLOUR[flaw.level]}]{flaw.level.value}[/]"
+        yield f"{level} {flaw.name.lower()}: {flaw.meaning}"
+        said = [finding.what for finding in findings[:_EACH]]
         if len(findings) > _EACH:
             said.append(f"... and {len(findings) - _EACH} more of this kind (--json lists all)")
-        level = f"[{_COLOUR[flaw.level]}]{flaw.level.value}[/]"
-        table.add_row(level, "\n".join(said), flaw.meaning, escape(_doubtful(findings)))
-    return table
+        for what in said:
+            yield Padding(f"- {escape(what)}", (0, 0, 0, 2))
+        yield Padding(f"makes doubtful: {escape(_doubtful(findings))}", (0, 0, 1, 2))
 
 
 def _doubtful(findings: list[Finding], most: int = 6) -> str:
