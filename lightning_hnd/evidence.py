@@ -49,7 +49,7 @@ class Evidence:
         self._kinds = [_Kind.of(faces, kind) for kind in range(len(faces.ontology.kinds))]
         self._units = 0
         self._cells = (0, 0)
-        self._sums = torch.zeros(0)  # [U, C, 3 K + 1] float64: of K modes a, a^2 and a l; the agreement
+        self._sums = torch.zeros(0)  # [C, 3 K + 1, U] float64: of K modes a, a^2 and a l; the agreement
         self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then of concepts
         self._peaks = _Seen()
 
@@ -79,7 +79,7 @@ class Evidence:
             return
         cells = self._cells = (min(height, GRID), min(width, GRID))
         if not len(self._sums):
-            shape = (maps.shape[1], len(self._faces.ontology.local), 3 * MODES + 1)
+            shape = (len(self._faces.ontology.local), 3 * MODES + 1, maps.shape[1])
             self._sums = torch.zeros(shape, dtype=torch.float64, device=maps.device)
         maps = maps.float() if cells == (height, width) else functional.adaptive_avg_pool2d(maps.float(), cells)
         for kind in batch.source[batch.source >= 0].unique().tolist():
@@ -91,21 +91,23 @@ class Evidence:
         kind, places = self._kinds[number], Places.of(self._faces, self._cells)
         rows = (batch.source == number).nonzero().flatten()
         flat = maps[rows].flatten(2)  # [b, U, P]
-        lens = kind.lens(places, maps.device)  # [P, L K + A]: modes of L concepts, usual places of A of them
-        spread, mean = torch.var_mean(flat, dim=2, correction=0)
-        norm = (spread * flat.shape[2]).sqrt()
-        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # 0 for constant maps
-        seen = flat @ lens
+        lens = kind.lens(places, maps.device)  # [L K + A, P]: modes of L concepts, usual places of A of them
+        mean = flat.mean(2)
+        norm = torch.linalg.vector_norm(flat - mean.unsqueeze(2), dim=2)
+        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # [b, U], 0 for constant maps
+        seen = lens @ flat.transpose(1, 2)  # [b, L K + A, U]
         concepts = len(kind.concepts)
         if kind.absent:
-            responses = seen[:, :, concepts * MODES :].permute(1, 2, 0).flatten(0, 1).contiguous()
+            responses = seen[:, concepts * MODES :].permute(2, 1, 0).flatten(0, 1)
             self._responses[number].append(responses, batch.index[rows])
         masks = kind.masks_of(self._faces, places, batch, rows)
-        a = seen[:, :, : concepts * MODES].unflatten(2, (concepts, MODES)) * scale[:, :, None, None]
-        a *= masks.there[:, None, :, None]
-        agreement = (flat @ masks.shape.transpose(1, 2)) * scale[:, :, None]
-        found = (a.sum(0), a.square().sum(0), (a * masks.coefficient[:, None]).sum(0), agreement.sum(0).unsqueeze(2))
-        self._sums[:, kind.concepts] += torch.cat(found, dim=2).double()
+        own = seen[:, : concepts * MODES].unflatten(1, (concepts, MODES))[masks.row, masks.slot]
+        a = own * scale[masks.row].unsqueeze(1)  # [M, K, U]
+        each = torch.cat([a, a.square(), a * masks.coefficient.unsqueeze(2)], dim=1)
+        member = functional.one_hot(masks.slot, concepts).t().to(a)  # adds up, always in the same order
+        agreement = ((masks.shape @ flat.transpose(1, 2)) * scale.unsqueeze(1)).sum(0)
+        found = torch.cat([(member @ each.flatten(1)).unflatten(1, each.shape[1:]), agreement.unsqueeze(1)], dim=1)
+        self._sums[kind.concepts] += found.double()
 
     def compute(self, processes: Processes = ALONE) -> dict[str, Tensor]:
         """The test statistics.
@@ -165,6 +167,7 @@ class Evidence:
         return result
 
     def _place(self, sums: Tensor, cells: tuple[int, int], result: Mapping[str, Tensor]) -> None:
+        sums = sums.permute(2, 0, 1)  # units first
         images = torch.tensor(self._faces.images_per_concept).double().expand(len(sums), -1)
         weight = Places.of(self._faces, cells).weight.double().expand(len(sums), -1, -1)
         sum_, square, product, agreement = sums.split([MODES, MODES, MODES, 1], dim=2)
@@ -191,10 +194,10 @@ class _Kind:
         return cls(concepts, [c for c in concepts if LEAST_IMAGES <= count[c] <= images - LEAST_IMAGES])
 
     def lens(self, places: Places, device: torch.device) -> Tensor:
-        """What maps are multiplied with: ``[P, L K + A]``, the modes of the concepts, and the usual places of some."""
+        """What maps are multiplied with: ``[L K + A, P]``, the modes of the concepts, and the usual places of some."""
         modes = places.modes[self.concepts]
         modes = modes - modes.mean(2, keepdim=True)  # as good as to take the mean from each map
-        return torch.cat([modes.flatten(0, 1), places.usual[self.absent]]).t().to(device)
+        return torch.cat([modes.flatten(0, 1), places.usual[self.absent]]).to(device)
 
     def masks_of(self, faces: FaceDictionary, places: Places, batch: DictionaryBatch, rows: Tensor) -> _Masks:
         """What is known of some images of a batch."""
@@ -205,15 +208,11 @@ class _Kind:
         row[rows] = torch.arange(images, device=device)
         row, slot = row[batch.mask_image], slot[batch.mask_concept]
         own = (row >= 0).nonzero().flatten()
-        place = (row[own], slot[own])
+        row, slot = row[own], slot[own]
         number = own.cpu() + torch.searchsorted(faces.mask_image, batch.index[:1].cpu())
-        there = torch.zeros(images, len(self.concepts), device=device)
-        zeros = [there.new_zeros(*there.shape, size) for size in (MODES, places.usual.shape[1])]
-        masks = _Masks(there, *zeros)
-        masks.there[place] = 1.0
-        masks.coefficient[place] = places.coefficient[number].to(device)
-        masks.shape[place] = places.shape[number].to(device)
-        return masks
+        shape = torch.zeros(images, len(self.concepts), places.usual.shape[1], device=device)
+        shape[row, slot] = places.shape[number].to(device)
+        return _Masks(row, slot, places.coefficient[number].to(device), shape)
 
     def tests(self, faces: FaceDictionary, images: Tensor) -> list[tuple[int, Contrast]]:
         """Each concept that can be absent, and its contrast over some images: the other concepts are held fixed."""
@@ -225,9 +224,17 @@ class _Kind:
 
 
 class _Masks(NamedTuple):
-    """Which of ``b`` images carries which of ``L`` concepts, and what :class:`Places` knows of the masks."""
+    """Masks of some images, and what :class:`Places` knows of them.
 
-    there: Tensor
+    Attributes:
+        row: ``[M]``, the image.
+        slot: ``[M]``, which of the ``L`` concepts.
+        coefficient: ``[M, K]``.
+        shape: ``[images, L, P]``, 0 where an image has no mask.
+    """
+
+    row: Tensor
+    slot: Tensor
     coefficient: Tensor
     shape: Tensor
 

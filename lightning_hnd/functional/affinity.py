@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,8 +177,15 @@ def ranks_and_step(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ordered_ranks(values: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Which of ``values [N, U]`` comes first, second, ..., and their ranks: ``[U, N]`` each."""
-    ordered, order = values.t().sort(dim=1)
+    values = values.t()
+    if values.device.type == "cpu":  # numpy's sort is three times as fast as torch's
+        order = torch.from_numpy(np.argsort(values.numpy(), axis=1))
+    else:
+        order = values.argsort(dim=1)
+    ordered = values.gather(1, order)
     units, images = ordered.shape
+    if weight is None and not bool((ordered[:, 1:] == ordered[:, :-1]).any()):  # no ties: nothing to share
+        return order, torch.arange(1, images + 1, dtype=torch.float64, device=values.device).expand(units, -1)
     begins = torch.nn.functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True).flatten()
     first = begins.nonzero().flatten()  # of each run of equal values, all units in one row
     last = torch.cat([first[1:], first.new_tensor([units * images])]) - 1
