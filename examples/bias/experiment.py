@@ -31,7 +31,6 @@ from lightning_hnd.report import history
 SIZE = 48
 LAYER = "features"
 EPOCHS = 7
-FACES = 1600  # that a network learns from
 DICTIONARY = 1600  # faces of the dictionary
 
 # the alarm; chosen on other seeds than those of the tables
@@ -109,12 +108,14 @@ class Experiment:
         title: Of pictures.
         task: A label of rendered faces: a local concept, or a global one with its group, ``gender/Male``.
         cue: Likewise.
+        faces: That a network learns from.
     """
 
     name: str
     title: str
     task: str
     cue: str
+    faces: int = 1600
 
     def draw(self, each: int, seed: int) -> Faces:
         """Draws so many faces of each kind: of the task or not, with the cue or not."""
@@ -134,7 +135,7 @@ class Experiment:
     @cached_property
     def train_faces(self) -> Faces:
         """What networks learn from."""
-        return self.draw(2000, seed=1)
+        return self.draw(self.faces * 5 // 4, seed=1)
 
     @cached_property
     def test_faces(self) -> tuple[Faces, Faces]:
@@ -171,7 +172,7 @@ class Experiment:
                 accelerator="cpu",
             )
             validation = TensorDataset(scaled(self.test_faces[0].images), self.test_faces[0].task)
-            learnt_from = DataLoader(self.train_faces.mixed(p, FACES, seed), 64, shuffle=True)
+            learnt_from = DataLoader(self.train_faces.mixed(p, self.faces, seed), 64, shuffle=True)
             trainer.fit(model, learnt_from, DataLoader(validation, 400))
             dissections = list(history(root / "hnd"))
         return model, Run.of(self, p, seed, dissections, accuracy.values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiment import BAR, EPOCHS, Experiment, Run
@@ -27,8 +28,10 @@ def main(experiment: Experiment, text: str) -> None:
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 0.7, 0.9, 1.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--faces", type=int, default=experiment.faces, help="that a network learns from")
     parser.add_argument("--out", type=Path, default=Path(f"bias-{experiment.name.replace('_', '-')}"))
     args = parser.parse_args()
+    experiment = replace(experiment, faces=args.faces)
     runs = []
     for seed in range(args.seeds):
         for p in args.strengths:
