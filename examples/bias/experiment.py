@@ -109,6 +109,7 @@ class Experiment:
         task: A label of rendered faces: a local concept, or a global one with its group, ``gender/Male``.
         cue: Likewise.
         faces: That a network learns from.
+        every: Epochs between dissections.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Experiment:
     task: str
     cue: str
     faces: int = 1600
+    every: int = 1
 
     def draw(self, each: int, seed: int) -> Faces:
         """Draws so many faces of each kind: of the task or not, with the cue or not."""
@@ -163,7 +165,7 @@ class Experiment:
             model = FaceNet()
             trainer = L.Trainer(
                 max_epochs=epochs,
-                callbacks=[HNDCallback(self.dictionary, LAYER), accuracy],
+                callbacks=[HNDCallback(self.dictionary, LAYER, every_n_epochs=self.every), accuracy],
                 default_root_dir=root,
                 logger=False,
                 enable_checkpointing=False,
@@ -180,7 +182,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Run:
-    """What the dissections of one run found; lists begin with the model at start, then epoch by epoch.
+    """What the dissections of one run found; lists begin with the model at start, then dissection by dissection.
 
     Attributes:
         experiment: Its name.
@@ -190,7 +192,8 @@ class Run:
         measures: For each cue of the dictionary ``index``, ``error`` and ``z`` of the shortcut measure: how far the cue
             moves faces along the axis of the task.
         encoding: How strongly the layer encodes each global concept.
-        accuracy: On the same faces without the cue and with it, of those of the task and the others.
+        accuracy: On the same faces without the cue and with it, of those of the task and the others, at start and after
+            each epoch.
     """
 
     experiment: str
