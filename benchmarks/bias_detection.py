@@ -10,6 +10,7 @@ line each; what is there already is not done again. Seeds below 2000 were used t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -61,6 +62,7 @@ def run(path: Path, experiment: Experiment, seeds: int, balanced: int, first: in
             f"{time.monotonic() - began:.0f} s",
             flush=True,
         )
+        gc.collect()  # a Trainer and its callbacks hold each other, and the faces
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> float:
