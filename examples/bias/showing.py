@@ -98,13 +98,14 @@ def draw_emergence(axes: Axes, runs: Sequence[Run], experiment: Experiment) -> N
         least, most = (_quantile(ordered, q) for q in (0.1, 0.9))
         axes.fill_between(epochs, least, most, color=colour, alpha=0.2, linewidth=0)
         axes.plot(epochs, _quantile(ordered, 0.5), color=colour, linewidth=2)
-        label = f"p = {p:g}" + (", balanced" if p == 0.5 else "")
+        label = f"p = {p}" + (", balanced" if p == 0.5 else "")
         axes.text(epochs[-1] + 0.1, _quantile(ordered, 0.5)[-1], label, color=colour, va="center")
     axes.axhline(BAR, color="black", linewidth=0.8, linestyle=":")
-    axes.text(0, BAR + 0.015, "bar of the alarm", fontsize=8)
+    axes.text(0.05, BAR + 0.015, "alarm", fontsize=8)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="epoch (0: at start)", ylabel="shortcut index", title=experiment.title)
-    axes.set_xlim(0, len(runs[0].index) + 0.4)
+    axes.set(xlabel="epochs of training", ylabel="shortcut index", title=experiment.title)
+    axes.set_xlim(0, len(runs[0].index) - 1)
+    axes.set_xticks(range(len(runs[0].index)))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -122,7 +123,7 @@ def draw_accuracy(axes: Axes, runs: Sequence[Run], experiment: Experiment) -> No
     """What the same faces come to with the cue as learnt and against it, at the end, against the index."""
     for (p, some), colour in zip(by_strength(runs).items(), _COLOURS, strict=False):
         gap = [_accuracy([run], True) - _accuracy([run], False) for run in some]
-        axes.scatter([run.index[-1] for run in some], gap, color=colour, s=18, label=f"p = {p:g}")
+        axes.scatter([run.index[-1] for run in some], gap, color=colour, s=18, label=f"p = {p}")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(
         xlabel="shortcut index of the units",
