@@ -43,7 +43,7 @@ def test_quickstart(tmp_path: Path) -> None:
 
 def test_controlled_experiment(tmp_path: Path) -> None:
     program = [sys.executable, EXAMPLES / "bias" / "glasses.py", "--strengths", "0.5", "1", "--seeds", "1"]
-    options = ["--epochs", "1", "--faces", "64", "--out", tmp_path / "shown"]
+    options = ["--epochs", "1", "--faces", "64", "--shown", "160", "--out", tmp_path / "shown"]
     done = subprocess.run([*program, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "| 1.0 | 1 |" in done.stdout

@@ -31,7 +31,6 @@ from lightning_hnd.report import history
 SIZE = 48
 LAYER = "features"
 EPOCHS = 7
-DICTIONARY = 1600  # faces of the dictionary
 
 # the alarm; chosen on other seeds than those of the tables
 BAR = 0.2
@@ -109,6 +108,7 @@ class Experiment:
         task: A label of rendered faces: a local concept, or a global one with its group, ``gender/Male``.
         cue: Likewise.
         faces: That a network learns from.
+        shown: Faces of the dictionary.
         every: Epochs between dissections.
     """
 
@@ -117,6 +117,7 @@ class Experiment:
     task: str
     cue: str
     faces: int = 1600
+    shown: int = 1600
     every: int = 1
 
     def draw(self, each: int, seed: int) -> Faces:
@@ -142,12 +143,12 @@ class Experiment:
     @cached_property
     def test_faces(self) -> tuple[Faces, Faces]:
         """Faces that no network learns from, without and with the cue."""
-        return self.counterfactual(400, seed=2)
+        return self.counterfactual(self.faces // 4, seed=2)
 
     @cached_property
     def dictionary(self) -> FaceDictionary:
         """Faces to dissect with, in which task and cue are independent."""
-        return FaceDictionary.rendered(SIZE, images=DICTIONARY)
+        return FaceDictionary.rendered(SIZE, images=self.shown)
 
     def train(self, p: float, seed: int, epochs: int = EPOCHS, logs: str | Path | None = None) -> tuple[FaceNet, Run]:
         """Trains one network as anybody would, and returns it with what its dissections found.

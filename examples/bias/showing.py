@@ -29,9 +29,10 @@ def main(experiment: Experiment, text: str) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--faces", type=int, default=experiment.faces, help="that a network learns from")
+    parser.add_argument("--shown", type=int, default=experiment.shown, help="faces of the dictionary")
     parser.add_argument("--out", type=Path, default=Path(f"bias-{experiment.name.replace('_', '-')}"))
     args = parser.parse_args()
-    experiment = replace(experiment, faces=args.faces)
+    experiment = replace(experiment, faces=args.faces, shown=args.shown)
     runs = []
     for seed in range(args.seeds):
         for p in args.strengths:
