@@ -29,7 +29,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "examples" / "bias"), str(Path(_
 
 from experiment import AGE, GLASSES, SKIN_TONE, Experiment, Run  # noqa: E402
 from judge import binomial_interval  # noqa: E402
-from showing import by_strength, draw_accuracy, draw_emergence, mean_and_reach  # noqa: E402
+from showing import by_strength, draw_accuracy, draw_emergence, with_reach  # noqa: E402
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (GLASSES, SKIN_TONE, AGE)}
 STRENGTHS = (0.7, 0.9, 1.0)
@@ -90,10 +90,10 @@ def table(runs: Sequence[Run]) -> str:
         alarms = sorted(epoch for run in some if (epoch := run.alarm()) is not None)
         low, high = binomial_interval(len(alarms), len(some))
         when = f"{statistics.median(alarms):g} ({alarms[0]} to {alarms[-1]})" if alarms else ""
-        start, end = (mean_and_reach([run.index[at] for run in some]) for at in (0, -1))
+        start, end = (with_reach([run.index[at] for run in some]) for at in (0, -1))
         lines.append(
             f"| {p} | {len(some)} | {len(alarms)} | {100 * len(alarms) / len(some):.0f} % ({100 * low:.1f} to "
-            f"{100 * high:.1f}) | {when} | {start[0]:+.2f} ± {start[1]:.2f} | {end[0]:+.2f} ± {end[1]:.2f} |"
+            f"{100 * high:.1f}) | {when} | {start} | {end} |"
         )
     value, low, high = correlation_interval(runs)
     lines.append(f"\nRank correlation of strength and index: {value:.2f} ({low:.2f} to {high:.2f}).")

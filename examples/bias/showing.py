@@ -61,6 +61,12 @@ def mean_and_reach(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), t * statistics.stdev(values) / len(values) ** 0.5
 
 
+def with_reach(values: Sequence[float]) -> str:
+    """The mean and its 95 % interval, in words."""
+    mean, reach = mean_and_reach(values)
+    return f"{mean:+.2f} ± {reach:.2f}" if len(values) > 1 else f"{mean:+.2f}"
+
+
 def table(runs: Sequence[Run]) -> str:
     """Of each strength: the index at the end, its difference from the balanced control, alarms, and accuracies."""
     lines = [
@@ -71,15 +77,15 @@ def table(runs: Sequence[Run]) -> str:
     strengths = by_strength(runs)
     control = [run.index[-1] for run in strengths.get(0.5, [])]
     for p, some in strengths.items():
-        mean, reach = mean_and_reach(end := [run.index[-1] for run in some])
+        end = [run.index[-1] for run in some]
         difference = ""
         if p != 0.5 and len(control) > 1 and len(end) > 1:
-            base, base_reach = mean_and_reach(control)
+            (mean, reach), (base, base_reach) = mean_and_reach(end), mean_and_reach(control)
             difference = f"{mean - base:+.2f} ± {(reach**2 + base_reach**2) ** 0.5:.2f}"
         alarms = [epoch for run in some if (epoch := run.alarm()) is not None]
         when = f"{statistics.median(alarms):g} ({min(alarms)} to {max(alarms)})" if alarms else ""
         lines.append(
-            f"| {p} | {len(some)} | {mean:+.2f} ± {reach:.2f} | {difference} | {len(alarms)} of {len(some)} | {when} | "
+            f"| {p} | {len(some)} | {with_reach(end)} | {difference} | {len(alarms)} of {len(some)} | {when} | "
             f"{_accuracy(some, True):.2f} | {_accuracy(some, False):.2f} |"
         )
     return "\n".join(lines)
