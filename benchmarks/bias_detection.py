@@ -1,7 +1,7 @@
 """How often the alarm on shortcuts is raised, by strength of the bias, and in the balanced control.
 
     python benchmarks/bias_detection.py run runs.jsonl [--experiment glasses] [--seeds 20] [--balanced 60]
-    python benchmarks/bias_detection.py table runs.jsonl
+    python benchmarks/bias_detection.py table runs.jsonl [--experiment glasses] [--picture emergence.png]
 
 Trains the networks of ``examples/bias`` one after the other and appends what their dissections found to a file of one
 line each; what is there already is not done again. Seeds below 2000 were used to choose the alarm.
@@ -10,16 +10,26 @@ line each; what is there already is not done again. Seeds below 2000 were used t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "bias"))
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from experiment import AGE, GLASSES, SKIN_TONE, Experiment, Run
+from lightning_hnd.functional import mid_ranks
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "examples" / "bias"), str(Path(__file__).parent / "validity")]
+
+from experiment import AGE, GLASSES, SKIN_TONE, Experiment, Run  # noqa: E402
+from judge import binomial_interval  # noqa: E402
+from showing import by_strength, draw_accuracy, draw_emergence, with_reach  # noqa: E402
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (GLASSES, SKIN_TONE, AGE)}
 STRENGTHS = (0.7, 0.9, 1.0)
@@ -52,18 +62,78 @@ def run(path: Path, experiment: Experiment, seeds: int, balanced: int, first: in
             f"{time.monotonic() - began:.0f} s",
             flush=True,
         )
+        gc.collect()  # a Trainer and its callbacks hold each other, and the faces
+
+
+def rank_correlation(x: Tensor, y: Tensor) -> float:
+    ranks = mid_ranks(torch.stack([x, y], dim=1).double())
+    return float(torch.corrcoef(ranks.T)[0, 1])
+
+
+def correlation_interval(runs: Sequence[Run], resamples: int = 2000) -> tuple[float, float, float]:
+    """Spearman's rank correlation of strength and index, and the 95 % interval of a bootstrap over runs."""
+    x, y = (torch.tensor(values) for values in ([r.p for r in runs], [r.index[-1] for r in runs]))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(len(runs), (len(runs),), generator=generator) for _ in range(resamples)]
+    found = torch.tensor([rank_correlation(x[i], y[i]) for i in drawn])
+    low, high = found.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return rank_correlation(x, y), low, high
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Of each strength: how many runs raise the alarm, when, and what the index is at the end."""
+    lines = [
+        "| strength p | runs | alarms | share (95 %) | epoch of alarm | index at start | index at the end |",
+        "|" + " --- |" * 7,
+    ]
+    for p, some in by_strength(runs).items():
+        alarms = sorted(epoch for run in some if (epoch := run.alarm()) is not None)
+        low, high = binomial_interval(len(alarms), len(some))
+        when = f"{statistics.median(alarms):g} ({alarms[0]} to {alarms[-1]})" if alarms else ""
+        start, end = (with_reach([run.index[at] for run in some]) for at in (0, -1))
+        lines.append(
+            f"| {p} | {len(some)} | {len(alarms)} | {100 * len(alarms) / len(some):.0f} % ({100 * low:.1f} to "
+            f"{100 * high:.1f}) | {when} | {start} | {end} |"
+        )
+    value, low, high = correlation_interval(runs)
+    lines.append(f"\nRank correlation of strength and index: {value:.2f} ({low:.2f} to {high:.2f}).")
+    return "\n".join(lines)
+
+
+def accused(runs: Sequence[Run]) -> str:
+    """Of how many runs each cue would have raised the alarm, in the balanced control."""
+    control = [run for run in runs if run.p == 0.5]
+    count = {cue: sum(run.alarm(cue) is not None for run in control) for cue in control[0].measures}
+    named = sorted((cue for cue in count if count[cue]), key=lambda cue: -count[cue])
+    told = ", ".join(f"{cue} {count[cue]}" for cue in named) or "none"
+    return f"Cues that raise the alarm in {len(control)} balanced runs, of {len(count)}: {told}."
+
+
+def draw(runs: Sequence[Run], experiment: Experiment, path: Path) -> None:
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    draw_emergence(left, runs, experiment)
+    draw_accuracy(right, runs, experiment)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=("run",))
+    parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--experiment", choices=EXPERIMENTS, default="glasses")
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--balanced", type=int, default=60)
-    parser.add_argument("--first", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=20, help="of each strength")
+    parser.add_argument("--balanced", type=int, default=60, help="seeds of the balanced control")
+    parser.add_argument("--first", type=int, default=2000, help="of the seeds")
+    parser.add_argument("--picture", type=Path, help="of the table's experiment")
     args = parser.parse_args()
-    run(args.file, EXPERIMENTS[args.experiment], args.seeds, args.balanced, args.first)
+    experiment = EXPERIMENTS[args.experiment]
+    if args.what == "run":
+        run(args.file, experiment, args.seeds, args.balanced, args.first)
+    runs = [run for run in read(args.file) if run.experiment == experiment.name]
+    print(f"{table(runs)}\n\n{accused(runs)}")
+    if args.picture:
+        draw(runs, experiment, args.picture)
 
 
 if __name__ == "__main__":

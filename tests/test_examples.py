@@ -39,3 +39,13 @@ def test_quickstart(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "At start" in done.stdout
     assert len(list(tmp_path.glob("*/*/hnd/*.hnd"))) == 2
+
+
+def test_controlled_experiment(tmp_path: Path) -> None:
+    program = [sys.executable, EXAMPLES / "bias" / "glasses.py", "--strengths", "0.5", "1", "--seeds", "1"]
+    options = ["--epochs", "1", "--faces", "64", "--shown", "160", "--out", tmp_path / "shown"]
+    done = subprocess.run([*program, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "| 1.0 | 1 |" in done.stdout
+    with Image.open(tmp_path / "shown" / "emergence.png") as image:
+        assert image.width > 300

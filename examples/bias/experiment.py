@@ -31,8 +31,6 @@ from lightning_hnd.report import history
 SIZE = 48
 LAYER = "features"
 EPOCHS = 7
-FACES = 1600  # that a network learns from
-DICTIONARY = 1600  # faces of the dictionary
 
 # the alarm; chosen on other seeds than those of the tables
 BAR = 0.2
@@ -109,12 +107,18 @@ class Experiment:
         title: Of pictures.
         task: A label of rendered faces: a local concept, or a global one with its group, ``gender/Male``.
         cue: Likewise.
+        faces: That a network learns from.
+        shown: Faces of the dictionary.
+        every: Epochs between dissections.
     """
 
     name: str
     title: str
     task: str
     cue: str
+    faces: int = 1600
+    shown: int = 1600
+    every: int = 1
 
     def draw(self, each: int, seed: int) -> Faces:
         """Draws so many faces of each kind: of the task or not, with the cue or not."""
@@ -134,17 +138,17 @@ class Experiment:
     @cached_property
     def train_faces(self) -> Faces:
         """What networks learn from."""
-        return self.draw(2000, seed=1)
+        return self.draw(self.faces * 5 // 4, seed=1)
 
     @cached_property
     def test_faces(self) -> tuple[Faces, Faces]:
         """Faces that no network learns from, without and with the cue."""
-        return self.counterfactual(400, seed=2)
+        return self.counterfactual(self.faces // 4, seed=2)
 
     @cached_property
     def dictionary(self) -> FaceDictionary:
         """Faces to dissect with, in which task and cue are independent."""
-        return FaceDictionary.rendered(SIZE, images=DICTIONARY)
+        return FaceDictionary.rendered(SIZE, images=self.shown)
 
     def train(self, p: float, seed: int, epochs: int = EPOCHS, logs: str | Path | None = None) -> tuple[FaceNet, Run]:
         """Trains one network as anybody would, and returns it with what its dissections found.
@@ -162,7 +166,7 @@ class Experiment:
             model = FaceNet()
             trainer = L.Trainer(
                 max_epochs=epochs,
-                callbacks=[HNDCallback(self.dictionary, LAYER), accuracy],
+                callbacks=[HNDCallback(self.dictionary, LAYER, every_n_epochs=self.every), accuracy],
                 default_root_dir=root,
                 logger=False,
                 enable_checkpointing=False,
@@ -171,7 +175,7 @@ class Experiment:
                 accelerator="cpu",
             )
             validation = TensorDataset(scaled(self.test_faces[0].images), self.test_faces[0].task)
-            learnt_from = DataLoader(self.train_faces.mixed(p, FACES, seed), 64, shuffle=True)
+            learnt_from = DataLoader(self.train_faces.mixed(p, self.faces, seed), 64, shuffle=True)
             trainer.fit(model, learnt_from, DataLoader(validation, 400))
             dissections = list(history(root / "hnd"))
         return model, Run.of(self, p, seed, dissections, accuracy.values)
@@ -179,7 +183,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Run:
-    """What the dissections of one run found; lists begin with the model at start, then epoch by epoch.
+    """What the dissections of one run found; lists begin with the model at start, then dissection by dissection.
 
     Attributes:
         experiment: Its name.
@@ -189,7 +193,8 @@ class Run:
         measures: For each cue of the dictionary ``index``, ``error`` and ``z`` of the shortcut measure: how far the cue
             moves faces along the axis of the task.
         encoding: How strongly the layer encodes each global concept.
-        accuracy: On the same faces without the cue and with it, of those of the task and the others.
+        accuracy: On the same faces without the cue and with it, of those of the task and the others, at start and after
+            each epoch.
     """
 
     experiment: str

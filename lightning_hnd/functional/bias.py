@@ -121,8 +121,15 @@ def label_effects(shown: Labelled) -> Tensor:
 
     :math:`e_{ul} = 2 \sum_i c_{il} r_{iu}`, which is :math:`2\,\mathrm{AUC} - 1` where there are no other concepts.
     """
-    effect: Tensor = (2 * shown.share.T @ shown.contrast).clamp(-1, 1)
-    return effect
+    return _twice_difference(shown.share, shown.contrast).clamp(-1, 1)
+
+
+def _twice_difference(scores: Tensor, contrast: Tensor) -> Tensor:
+    """Twice the difference that each label makes to scores ``[n, S]``: ``[S, L]``, NaN where it cannot be told."""
+    if not len(scores):
+        return contrast.new_full((scores.shape[1], contrast.shape[1]), torch.nan)
+    difference: Tensor = 2 * scores.T @ contrast
+    return difference
 
 
 # --------------------------------------------------------------------------------------------------------- encoding
@@ -348,4 +355,4 @@ def _difference(scores: Tensor, shown: Contrasts) -> tuple[Tensor, Tensor]:
     n, spanned = shown.basis.shape
     residual = scores - shown.basis @ (shown.basis.T @ scores)
     variance = 4 * residual.square().T @ shown.contrast.square() * n / max(1, n - spanned)
-    return 2 * scores.T @ shown.contrast, variance
+    return _twice_difference(scores, shown.contrast), variance
