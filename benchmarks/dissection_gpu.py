@@ -81,7 +81,7 @@ def main() -> None:
     best = min((64, 128, 256), key=with_batch_size)
 
     def run() -> None:
-        dissect(model, faces, STAGES, batch_size=best, budget=2**40)
+        dissect(model, faces, STAGES, batch_size=best, budget=2**40, level=None)
 
     first = seconds(run, args.device)
     pairs = [(with_batch_size(best), seconds(run, args.device)) for _ in range(args.repeats)]

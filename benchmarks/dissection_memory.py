@@ -59,7 +59,7 @@ def work(way: str, images: int, units: int) -> None:
             for batch in faces.batches(64):
                 model(batch.images)
     else:
-        dissect(model, faces, "1", budget=budget)
+        dissect(model, faces, "1", budget=budget, level=None)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter() - start)
 
 
