@@ -20,7 +20,7 @@ from torch import nn
 
 from lightning_hnd import ABOVE_CHANCE, PAPER, README, Dissection, DissectionMetric, HNDCallback, Rule, dissect
 from lightning_hnd.fresh import fresh_null, renewed
-from lightning_hnd.report import scalars
+from lightning_hnd.report import scalars, scalars_over_time
 
 
 class Drawn(nn.Module):
@@ -135,7 +135,9 @@ def test_a_callback_reads_one_measurement_under_two_rules(tmp_path: Path) -> Non
     assert alone.latest is not None
     assert both.latest.rule == ABOVE_CHANCE
     assert alone.latest.rule == README
-    assert logged == scalars(both.latest) | scalars(alone.latest)  # none of the earlier curves changes
+    assert both.timeline is not None
+    expected = scalars(both.latest) | scalars(alone.latest) | scalars_over_time(both.timeline)
+    assert logged == pytest.approx(expected)  # none of the earlier curves changes
     assert set(logged) == set(both._keys())
     assert {key.rpartition("/")[2] for key in logged} >= {"associated_units", "placed_units", "learnt_units"}
     assert both.baseline is not None
