@@ -124,7 +124,7 @@ class Evidence:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
-            - ``group_z``, ``group_effect [U, G]``: the like for a group, at each cell of the map and in the mean, all
+            - ``group_z``, ``group_effect [U, G]``: the like for a group, of the peak, the mean and each cell, all
               other labels of ``labels.csv`` held fixed (:class:`~lightning_hnd.groups.GroupEvidence`)
         """
         units, concepts = self._units, len(self._faces.ontology.local)

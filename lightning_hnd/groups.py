@@ -113,21 +113,27 @@ class GroupEvidence:
         for i, (comparison, groups) in enumerate(zip(self._comparisons, self._groups, strict=True)):
             undecided = torch.full((groups, units, 1), torch.nan, dtype=torch.float64)
             tests = [t.unflatten(1, (units, -1)) for t in comparison.tests(sums[i].cpu())] if sums else [undecided] * 2
-            z.append(strongest(tests[0]).t())
+            z.append(strongest(tests[0], _shares(tests[0].shape[2])).t())
             effect.append(tests[1].amax(2).t())
         return {"group_z": torch.cat(z, dim=1), "group_effect": torch.cat(effect, dim=1)}
 
 
 def responses(maps: Tensor) -> Tensor:
-    """What is asked of maps ``[n, U, h, w]``: each cell less the mean, and the mean, ``[n, U, cells + 1]`` float64.
+    """What is asked of maps ``[n, U, h, w]``: the peak, the mean, and each cell less the mean, ``[n, U, 2 + cells]``.
 
     Roots are taken, so that a few strong responses do not decide.
     """
     height, width = (min(size, GRID) for size in maps.shape[2:])
     cells = functional.adaptive_avg_pool2d(maps.float(), (height, width)).flatten(2)
     mean = cells.mean(2, keepdim=True)
-    values = torch.cat([cells - mean, mean], dim=2).double()
+    values = torch.cat([maps.flatten(2).amax(2, keepdim=True), mean, cells - mean], dim=2).double()
     return values.sign() * values.abs().sqrt()
+
+
+def _shares(asked: int) -> Tensor:
+    """Of the error a quarter is for the peak, a quarter for the mean, and half for all cells together."""
+    cells = max(asked - 2, 0)
+    return torch.tensor([0.25, 0.25, *[0.5 / max(cells, 1)] * cells], dtype=torch.float64)[:asked]
 
 
 def other_labels(faces: FaceDictionary, concept: str, images: Tensor) -> Tensor:

@@ -68,8 +68,9 @@ def test_sums_come_to_what_residuals_come_to(batch_size: int) -> None:
     found = gather(faces, maps, batch_size)
     y = responses(maps).flatten(1).numpy()
     z, effect = plainly(y, dark.double().numpy(), old.double().numpy()[:, None])
-    z, effect = z.reshape(3, 7).max(1), effect.reshape(3, 7).max(1)
-    p = (7 * upper_tail(torch.tensor(z))).clamp(max=1).numpy()
+    z, effect = torch.tensor(z.reshape(3, 8)), effect.reshape(3, 8).max(1)
+    share = torch.tensor([1 / 4, 1 / 4, *[1 / 12] * 6])
+    p = (upper_tail(z) / share).amin(1).clamp(max=1).numpy()
     assert upper_tail(found["group_z"][:, DARK]).numpy() == pytest.approx(p, rel=1e-5)
     assert found["group_effect"][:, DARK].numpy() == pytest.approx(effect, rel=1e-5)
     assert found["group_z"][:, : DARK - 1].isnan().all()  # no image of the other concepts

@@ -132,20 +132,21 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return spanning
 
 
-def strongest(z: Tensor) -> Tensor:
-    """The largest of several statistics (last dimension), as one that is standard normal at most: Bonferroni's.
+def strongest(z: Tensor, share: Tensor) -> Tensor:
+    """The strongest of several statistics, as one that is standard normal at most: Bonferroni's, with weights.
 
     Args:
         z: ``[..., n]``, each standard normal under its null hypothesis, dependent in any way.
+        share: ``[n]``, of the error that each may make; they add up to 1.
 
     Example:
         >>> import torch
         >>> from lightning_hnd.functional.significance import strongest, upper_tail
-        >>> z = strongest(torch.tensor([3.0, 0.0, 1.0, -2.0]))
+        >>> z = strongest(torch.tensor([3.0, 0.0, 1.0, -2.0]), torch.full((4,), 0.25))
         >>> round(float(upper_tail(z) / upper_tail(torch.tensor(3.0))), 6)
         4.0
     """
-    p = torch.special.ndtr(-z.double().amax(-1)) * z.shape[-1]
+    p = (torch.special.ndtr(-z.double()) / share).amin(-1)
     found: Tensor = -torch.special.ndtri(p.clamp(min=1e-300, max=1 - 1e-15))
     return found
 
