@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def main() -> None:
         grid=args.grid,
         progress=True,
     )
-    print(dissection)
+    print(dissection.with_rule(replace(dissection.rule, level=None)))  # by the bar
+    print(dissection)  # and what stands up to chance, as in the files that follow
     args.out.mkdir(parents=True, exist_ok=True)
     dissection.save(args.out / "dissection.hnd")
     (args.out / "assignments.md").write_text(markdown_table(dissection) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hnd import HNDCallback, RenderedFaces
+from lightning_hnd import ABOVE_CHANCE, README, HNDCallback, RenderedFaces
 
 LABELS = ("Eyeglasses", "Smiling", "Mustache", "Wearing_Lipstick", "Bushy_Eyebrows", "Mouth_Slightly_Open", "Goatee")
 SIZE = 64
@@ -100,9 +100,10 @@ def main() -> None:
     trainer.fit(SmallFaceNet(), DataLoader(training, 64, shuffle=True), DataLoader(validation, 300))
     assert callback.baseline is not None
     assert callback.latest is not None
-    for before, after in zip(callback.baseline, callback.latest, strict=True):
-        print(f"\nAt start {before.interpretable.sum()} units of {after.name!r} were interpretable, ", end="")
-        print(f"now {after.interpretable.sum()} of {len(after)} are.")
+    for rule in (README, ABOVE_CHANCE):
+        for before, after in zip(callback.baseline.with_rule(rule), callback.latest.with_rule(rule), strict=True):
+            print(f"\nAt start {before.interpretable.sum()} units of {after.name!r} were interpretable, ", end="")
+            print(f"now {after.interpretable.sum()} of {len(after)} are (rule {rule.name}).")
     print(f"Curves, tables and pictures: tensorboard --logdir {args.logs}")
 
 

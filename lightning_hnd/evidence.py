@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, RankTest, exchanged_masks_test
-from lightning_hnd.groups import group_tests
+from lightning_hnd.groups import GroupEvidence
 from lightning_hnd.places import MODES, Places
 from lightning_hnd.processes import ALONE, Processes
 from lightning_hnd.unit_table import UnitTable, rows_at_once
@@ -51,16 +51,16 @@ class Evidence:
         self._cells = (0, 0)
         self._sums = torch.zeros(0)  # [C, 3 K + 1, U] float64: of K modes a, a^2 and a l; the agreement
         self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then of concepts
-        self._peaks = _Seen()
+        self._groups = GroupEvidence(faces)
 
     @property
     def kept_bytes(self) -> int:
         """Memory of what grows with the images."""
-        return sum(seen.table.kept_bytes for seen in (*self._responses, self._peaks))
+        return sum(seen.table.kept_bytes for seen in self._responses)
 
     def spill(self) -> None:
         """Moves what grows with the images to temporary files."""
-        for seen in (*self._responses, self._peaks):
+        for seen in self._responses:
             seen.table.spill()
 
     def update(self, maps: Tensor, batch: DictionaryBatch) -> None:
@@ -72,9 +72,7 @@ class Evidence:
         """
         maps = maps.contiguous()  # channels last would be added up in another order
         self._units, (height, width) = maps.shape[1], maps.shape[2:]
-        shown = (batch.group >= 0).any(1)
-        if bool(shown.any()):
-            self._peaks.append(maps[shown].flatten(2).amax(2).float().t(), batch.index[shown])
+        self._groups.update(maps, batch)
         if not bool((batch.source >= 0).any()):
             return
         cells = self._cells = (min(height, GRID), min(width, GRID))
@@ -126,27 +124,29 @@ class Evidence:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
-            - ``group_z``, ``group_effect``, ``group_auc [U, G]``:
-              :func:`~lightning_hnd.functional.significance.stratified_rank_test` of the peaks, over the images of
-              the global concept, in strata of what else is known of them
+            - ``group_z``, ``group_effect [U, G]``: the like for a group, of the peak, the mean and each cell, all
+              other labels of ``labels.csv`` held fixed (:class:`~lightning_hnd.groups.GroupEvidence`)
         """
         units, concepts = self._units, len(self._faces.ontology.local)
-        groups = sum(len(concept.groups) for concept in self._faces.ontology.global_)
         result = {
             f"{question}_{name}": torch.full((units, number), torch.nan, dtype=torch.float64)
             for question, names, number in (
                 ("associated", ("z", "effect", "auc"), concepts),
                 ("placed", ("z", "effect"), concepts),
-                ("group", ("z", "effect", "auc"), groups),
             )
             for name in names
         }
         result["agreement"] = torch.full((units, concepts), torch.nan, dtype=torch.float64)
         with processes.together(_GATHERING):
-            shares = processes.gather((self._cells, self._sums.cpu()))
-            sums = [own for _, own in shares if len(own)]
-            if sums:
-                self._place(torch.stack(sums).sum(0), max(cells for cells, _ in shares), result)
+            sums = [share.cpu() for share in (self._sums, *self._groups.sums)]
+        with processes.together(_GATHERING):
+            shares = processes.gather((self._cells, sums))
+            local = [of_concepts for _, (of_concepts, *_) in shares if len(of_concepts)]
+            if local:
+                self._place(torch.stack(local).sum(0), max(cells for cells, _ in shares), result)
+            groups = [of_groups for _, (_, *of_groups) in shares if of_groups]
+            total = [torch.stack(own).sum(0) for own in zip(*groups, strict=True)]
+            result |= self._groups.compute(total, units)
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             images = seen.all_images(processes)
             tests = kind.tests(self._faces, images)
@@ -156,14 +156,6 @@ class Evidence:
                     _put(result, "associated", contrast.test(block[i :: len(tests)].t()), first, slice(c, c + 1))
 
             seen.each(units, len(tests), len(images), processes, associate)
-        images = self._peaks.all_images(processes)
-        of_groups = group_tests(self._faces, images)
-
-        def compare(first: int, block: Tensor) -> None:
-            for columns, test in of_groups:
-                _put(result, "group", test(block.t()), first, columns)
-
-        self._peaks.each(units, 1, len(images), processes, compare)
         return result
 
     def _place(self, sums: Tensor, cells: tuple[int, int], result: Mapping[str, Tensor]) -> None:

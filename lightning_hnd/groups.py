@@ -2,43 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from lightning_hnd.dictionary import FaceDictionary
-from lightning_hnd.functional.significance import RankTest, stratified_rank_test
+from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
+from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, strongest
+
+GRID = 8
+"""Cells of maps on a side, each of which is asked; larger maps are averaged down to it."""
 
 _AGES = (20.0, 40.0, 60.0)
 _BINS = 4  # for labels that are numbers, and of which no groups are known
 
 
-def group_tests(faces: FaceDictionary, images: Tensor) -> list[tuple[slice, Callable[[Tensor], RankTest]]]:
-    """Of each global concept the columns of its groups, and a test of responses ``[n, U]`` on these images.
+@dataclass(frozen=True)
+class _Comparison:
+    """One global concept's groups against each other, as far as images decide it.
+
+    Attributes:
+        place: ``[N]``, the row of each image, -1 where it has no group of the concept.
+        left: ``[n, G]``, what other labels do not explain of each group; all 0 if they explain nearly all.
+        basis: ``[n, r]``, orthonormal: a constant and the other labels.
+    """
+
+    place: Tensor
+    left: Tensor
+    basis: Tensor
+
+    @classmethod
+    def of(cls, faces: FaceDictionary, k: int) -> _Comparison:
+        concept, group = faces.ontology.global_[k], faces.group[:, k]
+        images = (group >= 0).nonzero().flatten()
+        place = torch.full((len(faces),), -1)
+        place[images] = torch.arange(len(images))
+        others = other_labels(faces, concept.name, images)
+        if not len(images):
+            return cls(place, torch.zeros(0, len(concept.groups)).double(), torch.zeros(0, 0).double())
+        contrasts = [Contrast.of(group[images] == g, others) for g in range(len(concept.groups))]
+        return cls(place, torch.stack([contrast.left for contrast in contrasts], dim=1), contrasts[0].basis)
+
+    def sums(self, y: Tensor, images: Tensor) -> Tensor:
+        """What :meth:`tests` needs of responses ``[m, P]`` on some images: sums over the images, ``[.., P]``."""
+        row = self.place[images]
+        left, basis = (part[row[row >= 0]].to(y.device) for part in (self.left, self.basis))
+        y = y[(row >= 0).to(y.device)]
+        linear = torch.cat([left, basis, (left.square().unsqueeze(2) * basis.unsqueeze(1)).flatten(1)], dim=1)
+        square = torch.cat([torch.ones_like(left[:, :1]), left.square()], dim=1)
+        return torch.cat([linear.t() @ y, square.t() @ y.square()])
+
+    def tests(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Score tests and partial correlations of each response with each group: ``[G, P]``, NaN where undecided.
+
+        With :math:`\tilde x` what other labels leave of a group, and :math:`e = y - B \beta` what they leave of the
+        responses, the test is :math:`\sum \tilde x e / \sqrt{\sum \tilde x^2 e^2}`, written out in sums over images.
+        """
+        groups, rank = self.left.shape[1], self.basis.shape[1]
+        total, beta, cross, square = sums.split([groups, rank, groups * rank, 1 + groups])
+        weight = torch.einsum("ng,nr,ns->grs", self.left.square(), self.basis, self.basis)
+        spread = square[0] - beta.square().sum(0)
+        variance = square[1:] - 2 * (cross.unflatten(0, (groups, rank)) * beta).sum(1) + ((weight @ beta) * beta).sum(1)
+        constant = spread <= 1e-9 * square[0]
+        norm = (self.left.square().sum(0)[:, None] * spread.clamp(min=1e-30)).sqrt()
+        told = self.left.square().sum(0)[:, None] > 0
+        z = torch.where(constant, 0.0, total / variance.clamp(min=1e-9 * norm.square()).clamp(min=1e-30).sqrt())
+        return torch.where(told, z, torch.nan), torch.where(told, torch.where(constant, 0.0, total / norm), torch.nan)
+
+
+_known: WeakKeyDictionary[FaceDictionary, list[_Comparison]] = WeakKeyDictionary()
+
+
+class GroupEvidence:
+    """What the units of one layer do on the groups of a dictionary: sums, whose size does not hang on the images.
 
     Args:
-        faces: The dictionary.
-        images: ``[n]`` int64, positions of images that have a group.
+        faces: The dictionary that streams by.
+
+    Attributes:
+        sums: For each global concept, once an image with a group was seen; those of processes add up.
     """
-    offsets = faces.ontology.group_offsets
-    return [
-        (slice(first, last), partial(_test, faces=faces, images=images, k=k))
-        for k, (first, last) in enumerate(pairwise(offsets))
-    ]
+
+    def __init__(self, faces: FaceDictionary) -> None:
+        if faces not in _known:
+            _known[faces] = [_Comparison.of(faces, k) for k in range(len(faces.ontology.global_))]
+        self._comparisons = _known[faces]
+        self._groups = [len(concept.groups) for concept in faces.ontology.global_]
+        self.sums: list[Tensor] = []
+
+    def update(self, maps: Tensor, batch: DictionaryBatch) -> None:
+        """Takes in the maps ``[B, U, h, w]`` of one batch."""
+        shown = (batch.group >= 0).any(1)
+        if not bool(shown.any()):
+            return
+        images, y = batch.index[shown].cpu(), responses(maps[shown]).flatten(1)
+        found = [comparison.sums(y, images) for comparison in self._comparisons]
+        self.sums = [a + b for a, b in zip(self.sums, found, strict=True)] if self.sums else found
+
+    def compute(self, sums: Sequence[Tensor], units: int) -> dict[str, Tensor]:
+        """``group_z`` and ``group_effect [U, G]``: those of each unit's strongest response, of as many as were asked.
+
+        Args:
+            sums: Those of all processes; empty if nobody has seen a group.
+            units: ``U``.
+        """
+        z, effect = [torch.zeros(units, 0, dtype=torch.float64)], [torch.zeros(units, 0, dtype=torch.float64)]
+        for i, (comparison, groups) in enumerate(zip(self._comparisons, self._groups, strict=True)):
+            undecided = torch.full((groups, units, 1), torch.nan, dtype=torch.float64)
+            tests = [t.unflatten(1, (units, -1)) for t in comparison.tests(sums[i].cpu())] if sums else [undecided] * 2
+            z.append(strongest(tests[0], _shares(tests[0].shape[2])).t())
+            effect.append(tests[1].amax(2).t())
+        return {"group_z": torch.cat(z, dim=1), "group_effect": torch.cat(effect, dim=1)}
 
 
-def _test(response: Tensor, *, faces: FaceDictionary, images: Tensor, k: int) -> RankTest:
-    concept, group = faces.ontology.global_[k], faces.group[images, k]
-    rows = group >= 0
-    stratum = strata(faces, concept.name, images[rows])
-    return stratified_rank_test(response[rows], group[rows], len(concept.groups), stratum)
+def responses(maps: Tensor) -> Tensor:
+    """What is asked of maps ``[n, U, h, w]``: the peak, the mean, and each cell less the mean, ``[n, U, 2 + cells]``.
+
+    Roots are taken, so that a few strong responses do not decide.
+    """
+    height, width = (min(size, GRID) for size in maps.shape[2:])
+    cells = functional.adaptive_avg_pool2d(maps.float(), (height, width)).flatten(2)
+    mean = cells.mean(2, keepdim=True)
+    values = torch.cat([maps.flatten(2).amax(2, keepdim=True), mean, cells - mean], dim=2).double()
+    return values.sign() * values.abs().sqrt()
 
 
-def strata(faces: FaceDictionary, concept: str, images: Tensor) -> Tensor:
-    """Numbers images so that equal ones are alike in all labels of ``labels.csv`` that name another global concept.
+def _shares(asked: int) -> Tensor:
+    """Of the error a quarter is for the peak, a quarter for the mean, and half for all cells together."""
+    cells = max(asked - 2, 0)
+    return torch.tensor([0.25, 0.25, *[0.5 / max(cells, 1)] * cells], dtype=torch.float64)[:asked]
+
+
+def other_labels(faces: FaceDictionary, concept: str, images: Tensor) -> Tensor:
+    """What ``labels.csv`` says of images beside a global concept, ``[n, L]`` bool: a column for each value but one.
 
     Args:
         faces: The dictionary.
@@ -46,16 +145,18 @@ def strata(faces: FaceDictionary, concept: str, images: Tensor) -> Tensor:
         images: ``[n]`` int64, positions in the dictionary.
 
     Returns:
-        ``[n]`` int64. Ethnicity and skin tone are not held fixed for each other: they hardly differ.
+        Columns of the labels that name another global concept. Ethnicity and skin tone are not held fixed for each
+        other: they hardly differ. Values of fewer than five images count as one.
     """
     akin = {"ethnicity": {"skin_tone"}, "skin_tone": {"ethnicity"}}.get(concept, set()) | {concept}
-    stratum = torch.zeros(len(images), dtype=torch.int64)
+    columns = [torch.zeros(len(images), 0, dtype=torch.bool)]
     for other in faces.ontology.global_:
         if other.name not in akin and len(images):
             values = [faces.labels[i].get(other.name, "") for i in images.tolist()]
-            stratum = stratum * (1 + len(values)) + torch.tensor(_as_numbers(other.name, values))
-    numbered: Tensor = stratum.unique(return_inverse=True)[1]
-    return numbered
+            numbers = torch.tensor(_as_numbers(other.name, values))
+            common = [v for v in numbers.unique().tolist() if int((numbers == v).sum()) >= LEAST_IMAGES]
+            columns += [(numbers == v).unsqueeze(1) for v in common[1:]]
+    return torch.cat(columns, dim=1)
 
 
 def _as_numbers(name: str, values: list[str]) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.evidence import Evidence
 from lightning_hnd.functional.defence import beyond_fresh, defend, learnt_null
-from lightning_hnd.groups import strata
 from lightning_hnd.places import Places
 from lightning_hnd.processes import Processes
 
@@ -170,17 +168,6 @@ def test_units_like_fresh_ones_are_not_learnt_and_better_ones_are() -> None:
 def test_places_are_found_once() -> None:
     faces = random_dictionary(images=60)
     assert Places.of(faces, (6, 8)) is Places.of(faces, (6, 8))
-
-
-def test_strata_are_alike_in_the_other_labels() -> None:
-    faces = random_dictionary(images=24)
-    labels = [
-        {"age": a, "gender": g, "skin_tone": "bright"} for a, g in [("8", "Male"), ("19", "Male"), ("30", "Male")]
-    ]
-    faces = replace(faces, labels=tuple(labels * 8))
-    stratum = strata(faces, "skin_tone", torch.arange(3))
-    assert stratum[0] == stratum[1] != stratum[2]
-    assert strata(faces, "age", torch.arange(3)).unique().numel() == 1
 
 
 class InStep(Processes):

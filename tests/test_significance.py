@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -15,7 +14,6 @@ from lightning_hnd.functional.significance import (
     exchanged_masks_test,
     partial_rank_test,
     simes,
-    stratified_rank_test,
     units_then_concepts,
     upper_tail,
 )
@@ -94,34 +92,6 @@ class TestPartialRankTest:
             z[n] = partial_rank_test(response, label, torch.zeros(n, 0, dtype=torch.bool)).z.mean().item()
             # efficiency of ranks for normal data 3 / pi, shift 0.3, two halves
             assert z[n] == pytest.approx(0.3 * math.sqrt(n) / 2 * math.sqrt(3 / math.pi), rel=0.08)
-
-
-class TestStratifiedRankTest:
-    def test_null_p_values_are_not_smaller_than_uniform_though_strata_differ(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        stratum = torch.arange(240) % 6
-        group = (torch.rand(240, generator=generator) < 0.1 + 0.15 * stratum).long()  # more of it in later strata
-        response = torch.randn(240, 5000, generator=generator) + stratum[:, None]  # and they respond more
-        test = stratified_rank_test(response, group, 2, stratum)
-        not_smaller_than_uniform(upper_tail(test.z[:, 1]))
-        assert test.auc[:, 1].mean() > 0.65  # while whoever does not look at strata sees a difference
-
-    def test_mean_and_variance_are_those_of_exchanged_groups(self) -> None:
-        response = torch.tensor([3.0, 1.0, 1.0, 5.0, 2.0, 9.0, 2.0, 4.0, 4.0, 7.0, 0.0, 6.0])[:, None]
-        stratum = torch.tensor([0] * 6 + [1] * 6)
-        members = list(itertools.combinations(range(6), 3))
-        z = []
-        for first, second in itertools.product(members, members):
-            group = torch.zeros(12, dtype=torch.int64)
-            group[list(first)] = group[[6 + i for i in second]] = 1
-            z.append(stratified_rank_test(response, group, 2, stratum).z[0, 1])
-        assert torch.stack(z).mean().item() == pytest.approx(0, abs=1e-9)
-        assert torch.stack(z).square().mean().item() == pytest.approx(1)
-
-    def test_of_strata_with_one_group_each_nothing_can_be_said(self) -> None:
-        group = torch.arange(40) % 2
-        test = stratified_rank_test(torch.randn(40, 3), group, 2, group)
-        assert test.z.isnan().all()
 
 
 def sums(a: np.ndarray, coefficient: np.ndarray) -> tuple[torch.Tensor, ...]:

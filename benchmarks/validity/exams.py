@@ -61,6 +61,7 @@ class Setting(NamedTuple):
         correlation: Of confounds, where faces are rendered.
         aligned: Whether the faces are, where they are rendered.
         layer: Of the real half's network, from 0: which convolution's output.
+        everybody: Whether photographs labelled in age, gender and ethnicity are shown, too, not in skin tone alone.
     """
 
     signal: float = 2.0
@@ -69,6 +70,7 @@ class Setting(NamedTuple):
     correlation: float = 0.3
     aligned: bool = True
     layer: int = 2
+    everybody: bool = False
 
 
 RENDERED: dict[str, Setting] = {
@@ -89,6 +91,7 @@ REAL: dict[str, Setting] = {
     "500 images": Setting(images=500),
     "conv.7, 8 x 8": Setting(images=1500, cells=8, layer=3),
     "conv.3, 32 x 32": Setting(images=1500, cells=32, layer=1),
+    "all groups": Setting(images=500, everybody=True),
 }
 MODERATE = (
     "base",
@@ -99,6 +102,7 @@ MODERATE = (
     "not aligned",
     "conv.7, 8 x 8",
     "conv.3, 32 x 32",
+    "all groups",
 )
 """Settings in which the signal is moderate and what is asked can be told from the labels."""
 
@@ -174,14 +178,14 @@ class RealHalf:
     def __init__(self, path: Path, cache: Path) -> None:
         self._path = path
         self._cache = cache
-        self._truth: dict[int, Truth] = {}
+        self._truth: dict[bool, Truth] = {}
         cache.mkdir(parents=True, exist_ok=True)
 
-    def truth(self) -> Truth:
+    def truth(self, everybody: bool = False) -> Truth:
         """The faces, the same in every exam; what is made up is, too."""
-        if not self._truth:
-            self._truth[0] = real(self._path, 0, size=128)
-        return self._truth[0]
+        if everybody not in self._truth:
+            self._truth[everybody] = real(self._path, 0, size=128, everybody=everybody)
+        return self._truth[everybody]
 
     def exam(self, name: str, seed: int, each: int) -> Exam:
         """An exam on photographs.
@@ -192,7 +196,7 @@ class RealHalf:
             each: Units of each kind; all together, not more than live units are left.
         """
         setting = REAL[name]
-        whole = self.truth()
+        whole = self.truth(setting.everybody)
         truth = whole.first(setting.images)
         rows = torch.tensor([whole.faces.names.index(image) for image in truth.faces.names])
         plants, signals = plant(truth, (setting.cells, setting.cells), each, seed)
@@ -207,8 +211,8 @@ class RealHalf:
         return Exam("real", name, seed, truth.faces, planted.clamp_(min=0), fresh, tuple(plants))
 
     def _maps(self, seed: int, setting: Setting) -> Tensor:
-        file = self._cache / f"fresh-{seed}.pt"
+        file = self._cache / f"fresh-{seed}{'-everybody' if setting.everybody else ''}.pt"
         if not file.is_file():
-            torch.save(activations(network(seed), self.truth().faces), file)
+            torch.save(activations(network(seed), self.truth(setting.everybody).faces), file)
         kept: dict[str, Tensor] = torch.load(file, weights_only=True, mmap=True)
         return kept[str(setting.layer)]

@@ -172,7 +172,7 @@ def _framed(faces: RenderedFaces, seed: int) -> RenderedFaces:
 # ---------------------------------------------------------------------------------------------------------- real faces
 
 
-def real(path: Path, seed: int, size: int) -> Truth:
+def real(path: Path, seed: int, size: int, *, everybody: bool = False) -> Truth:
     """A Face Dictionary of photographs, its bright and dark faces chosen so that age goes along with skin tone.
 
     What is not labelled is made up: a face outside the attributes' source has each of them as often as those inside,
@@ -182,6 +182,7 @@ def real(path: Path, seed: int, size: int) -> Truth:
         path: In the released layout, with ``labels.csv``.
         seed: Of what is made up, and of the choice.
         size: Of its images, which networks are going to see.
+        everybody: Whether faces labelled in age, gender and ethnicity are shown, too, not in skin tone alone.
     """
     generator = torch.Generator().manual_seed(seed)
     whole = FaceDictionary.from_folder(path, size=size)
@@ -191,6 +192,9 @@ def real(path: Path, seed: int, size: int) -> Truth:
     chance = torch.rand(len(whole), generator=generator)
     # dark faces mostly old, bright ones mostly young; a fifth against it
     kept = (whole.group[:, tone] >= 0) & ((old == (whole.group[:, tone] == 1)) | (chance < 0.2))
+    if everybody:
+        others = [k for k in range(len(PAPER.global_)) if k != tone]
+        kept |= (whole.group[:, others] >= 0).any(1)
     faces = whole.subset(((whole.source >= 0) | kept).nonzero().flatten())
     present, place = _seen(faces, generator)
     group = faces.group.clone()

@@ -2,8 +2,7 @@
 
 Three questions, each with its own null hypothesis:
 
-- *associated*: :func:`partial_rank_test` and :func:`stratified_rank_test` (labels mean nothing once other labels are
-  known),
+- *associated*: :func:`partial_rank_test`, and its like for groups (labels mean nothing once other labels are known),
 - *placed*: :func:`exchanged_masks_test` (any face's mask would do as well as this face's own),
 - *learnt*: :func:`exceedance` (units of networks with fresh weights do as well).
 
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.affinity import mid_ranks, ranks_and_step
+from lightning_hnd.functional.affinity import ranks_and_step
 
 LEAST_TOLERANCE = 0.1
 """A label of which less than this share of its variance is left once the others are known cannot be told from them."""
@@ -133,51 +132,23 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return spanning
 
 
-def stratified_rank_test(response: Tensor, group: Tensor, num_groups: int, stratum: Tensor) -> RankTest:
-    """Tests for each group whether responses are higher in it than in the others, among images of one stratum.
-
-    Van Elteren's test (1960): rank sums inside each stratum, weighted by ``1 / (images + 1)``, with the mean and the
-    variance that they have when groups are exchanged among the images of a stratum. Strata in which all images are of
-    one group say nothing, and if no others are left, nothing can be said.
+def strongest(z: Tensor, share: Tensor) -> Tensor:
+    """The strongest of several statistics, as one that is standard normal at most: Bonferroni's, with weights.
 
     Args:
-        response: ``[n, U]``.
-        group: ``[n]`` int64 in ``0..num_groups - 1``.
-        num_groups: ``G``.
-        stratum: ``[n]`` int64, images with equal numbers are alike in all that is known of them.
+        z: ``[..., n]``, each standard normal under its null hypothesis, dependent in any way.
+        share: ``[n]``, of the error that each may make; they add up to 1.
 
-    Returns:
-        The tests, ``[U, G]`` float64. The effect is ``2 AUC - 1`` inside strata.
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.significance import strongest, upper_tail
+        >>> z = strongest(torch.tensor([3.0, 0.0, 1.0, -2.0]), torch.full((4,), 0.25))
+        >>> round(float(upper_tail(z) / upper_tail(torch.tensor(3.0))), 6)
+        4.0
     """
-    shape = (response.shape[1], num_groups)
-    nan = torch.full(shape, torch.nan, dtype=torch.float64, device=response.device)
-    if len(group) == 0:
-        return RankTest(nan, nan, nan)
-    total, variance, pairs = (torch.zeros(shape, dtype=torch.float64, device=response.device) for _ in range(3))
-    informative = torch.zeros(num_groups, 2, dtype=torch.int64, device=response.device)
-    for value in stratum.unique().tolist():
-        rows = stratum == value
-        member = (group[rows].unsqueeze(1) == torch.arange(num_groups, device=group.device)).double()
-        n, inside = len(member), member.sum(0)
-        outside = n - inside
-        if n < 2:
-            continue
-        centred = mid_ranks(response[rows]) - (n + 1) / 2
-        total += (centred.T @ member) / (n + 1)
-        variance += centred.square().sum(0)[:, None] * inside * outside / (n * (n - 1)) / (n + 1) ** 2
-        pairs += inside * outside / (n + 1)
-        told = (inside > 0) & (outside > 0)
-        informative += torch.stack([inside, outside], dim=1).long() * told[:, None]
-    enough = (informative >= LEAST_IMAGES).all(1)
-    z = torch.where(variance > 0, total / variance.clamp(min=1e-12).sqrt(), 0.0)
-    member = (group.unsqueeze(1) == torch.arange(num_groups, device=group.device)).double()
-    inside = member.sum(0)
-    ranks = mid_ranks(response)
-    auc = ((ranks.T @ member) - inside * (inside + 1) / 2) / (inside * (len(group) - inside)).clamp(min=1)
-    return RankTest(
-        torch.where(enough, z, nan), torch.where(enough, 2 * total / pairs.clamp(min=1e-12), nan),
-        torch.where((inside > 0) & (inside < len(group)), auc, nan),
-    )  # fmt: skip
+    p = (torch.special.ndtr(-z.double()) / share).amin(-1)
+    found: Tensor = -torch.special.ndtri(p.clamp(min=1e-300, max=1 - 1e-15))
+    return found
 
 
 def exchanged_masks_test(
