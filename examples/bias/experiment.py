@@ -249,7 +249,7 @@ def _rounded(values: Tensor) -> list[float]:
 
 
 def alarm(index: list[float], z: list[float]) -> int | None:
-    """When the index was high, risen and significant for :data:`FOR_EPOCHS` dissections in a row; the first is at start.
+    """When the index was high, risen and significant :data:`FOR_EPOCHS` times in a row; the first is at start.
 
     Both it and its rise since the start must be at least :data:`BAR`, since random filters already answer alike to what
     looks alike.
