@@ -50,9 +50,10 @@ class BiasAlert:
 
     Without a cue the measure is how much more strongly the layer encodes the concept than at start
     (``encoding_index``); with one, how far the cue makes faces look like the concept to the layer
-    (``shortcut_index``). Both are 0 at chance and 1 at most: ``docs/bias.md``. The alarm is raised when in a row of
-    dissections that spans so many epochs the measure was at least ``index``, at the significance ``level``. It is
-    taken back when that is no longer so.
+    (``shortcut_index``), or how much that has risen since the start, if that is less: random filters already answer
+    alike to what looks alike. Both are 0 at chance and 1 at most: ``docs/bias.md``. The alarm is raised when in a row
+    of dissections that spans so many epochs the measure was at least ``index``, at the significance ``level``. It is
+    taken back when that is no longer so. What a model brought along when its training started raises no alarm.
 
     Args:
         concept: A global concept (``gender``), one of its groups (``gender/Male``), or, with a cue, a local concept
@@ -133,8 +134,9 @@ class BiasAlert:
         rows, columns = _labels(layer.ontology, self.concept), _labels(layer.ontology, cue)
         index, z = (layer.measures[f"shortcut_{name}"][:, rows][:, :, columns] for name in ("index", "z"))
         index, z = index.reshape(len(index), -1), z.reshape(len(z), -1)
-        best = np.where(np.isnan(index), -np.inf, index).argmax(1)[:, None]
-        value, score = np.take_along_axis(index, best, 1)[:, 0], np.take_along_axis(z, best, 1)[:, 0]
+        risen = np.minimum(index, index - index[0])
+        best = np.where(np.isnan(risen), -np.inf, risen).argmax(1)[:, None]
+        value, score = np.take_along_axis(risen, best, 1)[:, 0], np.take_along_axis(z, best, 1)[:, 0]
         tests = _independent(rows) * _independent(columns)
         p = np.array([min(1.0, tests * _p(s)) for s in score])
         names = label_names(layer.ontology)

@@ -148,6 +148,8 @@ def test_an_alarm_is_raised_once_the_measure_has_held_and_again_after_a_break(co
     assert raised(dataclasses.replace(alert, index=0.35), with_shortcut([0.0, 0.3, 0.3, 0.4, 0.4])) == [4]
     assert raised(alert, with_shortcut([0.0, 0.5, 0.5, 0.5], z=1.5)) == []  # not significant
     assert raised(alert, with_shortcut([float("nan")] * 4)) == []
+    assert raised(alert, with_shortcut([0.3, 0.45, 0.45, 0.5, 0.5])) == [4]  # it must have risen as much
+    assert raised(alert, with_shortcut([-0.3, 0.1, 0.1, 0.1])) == []  # not from below
 
 
 def test_several_dissections_of_an_epoch_count_as_one() -> None:
