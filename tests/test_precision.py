@@ -44,7 +44,7 @@ def test_the_counts_are_those_of_the_activations_in_that_precision(
     shown: list[tuple[Tensor, bool]] = []
     net = Net()
     net.body[2].register_forward_hook(lambda _module, _inputs, output: shown.append((output, net.training)))
-    callback = HNDCallback(faces, "body.2", batch_size=8, quantile=QUANTILE, budget=budget)
+    callback = HNDCallback(faces, "body.2", batch_size=8, quantile=QUANTILE, budget=budget, level=None)
     trainer(tmp_path, callback, max_epochs=1, num_sanity_val_steps=0, **settings).fit(net, *data())
     assert not torch.is_autocast_enabled("cpu")
     assert next(net.parameters()).dtype == parameters

@@ -45,7 +45,7 @@ def test_the_smile_classifier(faces: FaceDictionary) -> None:
     assert len(faces) == 500
     model = SmileNet()
     model.load_state_dict(torch.load(REAL / "models/celeba_smile.pth", weights_only=True, map_location="cpu"))
-    layer = dissect(model, faces, "conv.7")["conv.7"]
+    layer = dissect(model, faces, "conv.7", level=None)["conv.7"]
     assert int(layer.dead.sum()) in (121, 122)
     expected = {254: ("Smiling", 0.0545), 246: ("Mustache", 0.0488), 87: ("left_brow", 0.045)}
     expected |= {181: ("left_brow", 0.041), 203: ("Mouth_Slightly_Open", 0.035)}

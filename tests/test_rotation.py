@@ -56,10 +56,10 @@ def marked() -> FaceDictionary:
 def test_strength_zero_is_the_layer_itself_and_the_model_is_left_as_it_was() -> None:
     model, faces = Shown(), marked()
     test = rotation_test(model, faces, "layer", strengths=(0.0, 1.0), seeds=(0, 1), rule=Rule(quantile=0.05))
-    plain = dissect(model, faces, "layer", quantile=0.05)["layer"]
+    plain = dissect(model, faces, "layer", quantile=0.05, level=None)["layer"]
     assert test.interpretable[0] == (int(plain.interpretable.sum()),) * 2
     assert test.concepts[0] == (int(plain.paired_concepts.any(0).sum()),) * 2
-    assert dissect(model, faces, "layer", quantile=0.05)["layer"] == plain
+    assert dissect(model, faces, "layer", quantile=0.05, level=None)["layer"] == plain
 
 
 def test_several_layers_are_refused() -> None:
