@@ -103,10 +103,11 @@ def table(runs: Sequence[Run]) -> str:
 def accused(runs: Sequence[Run]) -> str:
     """Of how many runs each cue would have raised the alarm, in the balanced control."""
     control = [run for run in runs if run.p == 0.5]
-    count = {cue: sum(run.alarm(cue) is not None for run in control) for cue in control[0].measures}
+    cues = sorted(set.intersection(*(set(run.measures) for run in control)))
+    count = {cue: sum(run.alarm(cue) is not None for run in control) for cue in cues}
     named = sorted((cue for cue in count if count[cue]), key=lambda cue: -count[cue])
     told = ", ".join(f"{cue} {count[cue]}" for cue in named) or "none"
-    return f"Cues that raise the alarm in {len(control)} balanced runs, of {len(count)}: {told}."
+    return f"Cues that raise the alarm in {len(control)} balanced runs, of {len(cues)}: {told}."
 
 
 def draw(runs: Sequence[Run], experiment: Experiment, path: Path) -> None:
