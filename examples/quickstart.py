@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--faces", type=int, default=3000)
+    parser.add_argument("--shown", type=int, help="faces of the dictionary to dissect with; all if left out")
     parser.add_argument("--shuffle", action="store_true", help="shuffle the labels: the control")
     parser.add_argument("--logs", default="demo_logs")
     args = parser.parse_args()
@@ -88,7 +89,7 @@ def main() -> None:
     print(f"Drawing {args.faces} faces to learn from ...")
     training = faces(args.faces, seed=1000 + args.seed, shuffle=args.shuffle)
     validation = faces(args.faces // 10, seed=2000 + args.seed, shuffle=args.shuffle)
-    callback = HNDCallback()
+    callback = HNDCallback(max_images=args.shown)
     trainer = L.Trainer(
         max_epochs=args.epochs,
         callbacks=[callback],
