@@ -17,7 +17,7 @@ from torch import nn
 from lightning_hnd import Alarm, BiasAlert, Dissection, FaceDictionary, HNDCallback, Timeline, dissect
 from lightning_hnd.alerts import Alerts
 from lightning_hnd.bias import label_names
-from lightning_hnd.checkpoints import dissect_checkpoints
+from lightning_hnd.checkpoints import dissect_checkpoints, moments
 from lightning_hnd.cli import main
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.report import history
@@ -214,6 +214,31 @@ def test_the_command_reads_a_runs_folder_and_checkpoints(tmp_path: Path, capsys:
     found = dissect_checkpoints(checkpoints, runs.Net.load_from_checkpoint, faces, layers="body.0")
     again = Timeline.of(found, README)
     assert again["body.0"] == of_files["body.0"].at([1, 2])  # all but the start, of which there is no checkpoint
+
+
+class Harm:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.mkdir, (self.folder,)
+
+
+def test_of_checkpoints_each_step_counts_once_and_no_code_is_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.trainer(tmp_path, ModelCheckpoint(tmp_path, filename="{epoch}", save_last=True), max_epochs=1)
+    run.fit(runs.Net(), *runs.data())
+    run.save_checkpoint(tmp_path / "final.ckpt")  # the same weights, said to be of epoch 1
+    assert list(moments(tmp_path.glob("*.ckpt"))) == [(0, 4)]
+    harmful = torch.load(tmp_path / "last.ckpt", weights_only=True) | {"more": Harm(tmp_path / "harm")}
+    torch.save(harmful, tmp_path / "harmful.ckpt")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as torch loads before 2.6 where nothing is said
+    assert main(["timeline", str(tmp_path / "harmful.ckpt"), "--model", "runs:Net", "--size", "24"]) == 2
+    assert "no Lightning checkpoint of tensors and plain data" in capsys.readouterr().err
+    assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize(
