@@ -21,7 +21,7 @@ from lightning_hnd.checkpoints import dissect_checkpoints, moments
 from lightning_hnd.cli import main
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.report import history
-from lightning_hnd.report.timelines import write_timeline
+from lightning_hnd.report.timelines import timeline_picture, write_timeline
 from lightning_hnd.rules import README
 from lightning_hnd.timeline import LayerTimeline, Moment
 
@@ -110,6 +110,22 @@ def test_a_timeline_reads_dissections_in_any_order_and_has_each_moment_once(tmp_
     assert [row["moment"] for row in rows] == ["start", "0", "1", "2"]
     assert [int(row["births"]) for row in rows] == ordered["1"].births.tolist()
     assert files[1].stat().st_size > 10_000
+
+
+def test_every_unit_that_was_ever_paired_is_drawn() -> None:
+    nose, mouth = PAPER.concept_index("nose"), PAPER.concept_index("mouth")
+    early = [[3] * 60] * 2
+    late = [
+        timeline_picture(layer([[*early[0], -1, -1], [*early[1], *last]])) for last in ((nose, mouth), (mouth, nose))
+    ]
+    assert not np.array_equal(*late)  # of the last two, one is of the nose and one of the mouth, as are the counts
+
+
+def test_pictures_of_odd_names_have_files_of_their_own(tmp_path: Path) -> None:
+    found = {name: dataclasses.replace(layer([[-1]]), name=name) for name in ("a/b", "a_b", "A_b", "we$i$rd?", "")}
+    names = [path.name for path in write_timeline(Timeline(found), tmp_path)[1:]]
+    assert len({name.lower() for name in names}) == len(found) == len(list(tmp_path.glob("*.png")))
+    assert not set("".join(names)) & set("/\\:*?$ ")
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
