@@ -12,9 +12,10 @@ from torchmetrics import Metric
 
 from lightning_hnd.activations import switched_off
 from lightning_hnd.bias import label_names
+from lightning_hnd.concepts import Ontology
 from lightning_hnd.dissection import Dissection, LayerDissection
 from lightning_hnd.processes import ALONE, Processes
-from lightning_hnd.undisturbed import device_of, kept_random_state, undisturbed
+from lightning_hnd.undisturbed import device_of, kept_generators, kept_random_state, undisturbed
 
 OVERALL = "overall"
 """The name under which the metric over all groups together stands."""
@@ -33,7 +34,7 @@ class Ablation:
         units: Which were switched off.
         intact: The metric of the model as it is: ``overall``, and for each group.
         ablated: The metric without the units.
-        controls: The same without as many other live units, drawn at random, draw by draw.
+        controls: The same without as many live units, drawn at random, draw by draw.
     """
 
     concept: str
@@ -48,16 +49,18 @@ class Ablation:
         return self.ablated[group] - self.intact[group]
 
     def control_effects(self, group: str = OVERALL) -> tuple[float, ...]:
-        """What switching as many others off changes, draw by draw."""
+        """What switching as many random ones off changes, draw by draw."""
         return tuple(control[group] - self.intact[group] for control in self.controls)
 
     def p(self, group: str = OVERALL) -> float:
         """How often, of these units and the random ones, the effect is as large in size: a permutation p-value.
 
-        It cannot be smaller than ``1 / (1 + controls)``.
+        It is exact: if the units were no others than any as many live ones, it would be at most 5 % in 5 % of cases. It
+        cannot be smaller than ``1 / (1 + controls)``. An effect that is no number is none.
         """
         size = abs(self.effect(group))
-        return (1 + sum(abs(e) >= size for e in self.control_effects(group))) / (1 + len(self.controls))
+        smaller = sum(abs(e) < size for e in self.control_effects(group))
+        return (1 + len(self.controls) - smaller) / (1 + len(self.controls))
 
     def scalars(self) -> dict[str, float]:
         """The effects and those of the random units on average, by group: for loggers."""
@@ -69,13 +72,13 @@ class Ablation:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.layer}: {len(self.units)} units of {self.concept} switched off, against as many others "
+            f"{self.layer}: {len(self.units)} units of {self.concept} switched off, against as many random ones "
             f"({len(self.controls)} draws)"
         ]
         for group, intact in self.intact.items():
             others = self.control_effects(group)
             lines.append(
-                f"  {group:20} {intact:8.4f} -> {self.ablated[group]:8.4f} ({self.effect(group):+.4f}; others "
+                f"  {group:20} {intact:8.4f} -> {self.ablated[group]:8.4f} ({self.effect(group):+.4f}; random "
                 f"{min(others):+.4f} to {max(others):+.4f}; p = {self.p(group):.2f})"
             )
         return "\n".join(lines)
@@ -96,10 +99,11 @@ def ablate(
 ) -> Ablation:
     """Switches off the units that are paired with a concept, and as many random others, and measures.
 
-    A unit that is switched off gives 0 everywhere. The random ones are drawn from the other live units of the layer:
-    any layer suffers when units are taken from it, so only what exceeds their effect is due to the concept. The model
-    runs in evaluation mode without gradients and is left as it was found. The data is gone through ``2 + controls``
-    times.
+    A unit that is switched off gives 0 everywhere. Any layer suffers when units are taken from it, so only what exceeds
+    the effect of random ones is due to the concept. These are drawn from all live units of the layer, the paired ones
+    included: drawn from the others alone, they overlap, and p-values are too small (half of the layers in which half of
+    the units are paired would be accused at 5 %). The model runs in evaluation mode without gradients and is left as it
+    was found. The data is gone through ``2 + controls`` times.
 
     Args:
         model: The one that was dissected.
@@ -121,8 +125,9 @@ def ablate(
         The metric with and without them.
 
     Raises:
-        ValueError: If no unit is paired with the concept, too few others are live, the layer is not given and several
-            were dissected, ``controls`` is less than 1, or the dataloader is empty.
+        ValueError: If no unit is paired with the concept, the layer is not given and several were dissected,
+            ``controls`` is less than 1, the dataloader is empty, a group is called ``overall``, or the metric gives
+            more than one number.
         KeyError: If the layer was not dissected.
     """
     if controls < 1:
@@ -131,18 +136,9 @@ def ablate(
         raise ValueError(f"several layers were dissected ({', '.join(dissection.layers)}): say which with layer=")
     found = dissection[next(iter(dissection.layers)) if layer is None else layer]
     units = paired_units(found, concept)
-    others = sorted(set(torch.as_tensor(~found.dead).nonzero().flatten().tolist()) - set(units))
     if not units and none_paired == "raise":
         raise ValueError(f"no unit of layer {found.name!r} is paired with {concept!r} under rule {found.rule.name}")
-    if len(others) < len(units):
-        raise ValueError(
-            f"{len(units)} units of layer {found.name!r} are paired with {concept!r}, and only {len(others)} others "
-            "are live: there are not as many random ones to compare with"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    draws = [
-        [others[i] for i in torch.randperm(len(others), generator=generator)[: len(units)]] for _ in range(controls)
-    ]
+    draws = _random_units(torch.as_tensor(~found.dead), len(units), controls, seed)
     with undisturbed(model):
         intact, *changed = (
             _measure(model, found.name, off, metric, dataloader, predict) for off in ([], units, *draws)
@@ -156,14 +152,30 @@ def paired_units(layer: LayerDissection, concept: str) -> list[int]:
     Raises:
         ValueError: If the ontology has no such concept.
     """
-    names = label_names(layer.ontology)
-    labels = [i for i, name in enumerate(names) if name == concept or name.startswith(f"{concept}/")]
-    if not labels:
-        known = [*(c.name for c in layer.ontology.global_), *names]
-        raise ValueError(f"there is no concept or group {concept!r}; known are {', '.join(known)}")
+    labels = labels_of(layer.ontology, concept)
     paired = torch.cat([torch.tensor(layer.paired_concepts), torch.tensor(layer.paired_groups)], dim=1)
     units: list[int] = paired[:, labels].any(1).nonzero().flatten().tolist()
     return units
+
+
+def _random_units(live: Tensor, count: int, draws: int, seed: int) -> list[list[int]]:
+    """So many of the live units, drawn at random."""
+    generator, among = torch.Generator().manual_seed(seed), live.nonzero().flatten()
+    return [among[torch.randperm(len(among), generator=generator)[:count]].tolist() for _ in range(draws)]
+
+
+def labels_of(ontology: Ontology, concept: str) -> list[int]:
+    """The labels that a name stands for: itself, or the groups of a global concept.
+
+    Raises:
+        ValueError: If the ontology has no such concept.
+    """
+    names = label_names(ontology)
+    labels = [i for i, name in enumerate(names) if name == concept or name.startswith(f"{concept}/")]
+    if not labels:
+        known = [*(c.name for c in ontology.global_), *names]
+        raise ValueError(f"there is no concept or group {concept!r}; known are {', '.join(known)}")
+    return labels
 
 
 def _measure(
@@ -178,12 +190,14 @@ def _measure(
     device = device_of(model)
     by_group = {OVERALL: _fresh(metric, device)}
     # each pass draws the same random numbers, so that shuffling and augmentation change nothing between them
-    with kept_random_state(device), switched_off(model, layer, units):
+    with kept_random_state(device), kept_generators(dataloader), switched_off(model, layer, units):
         for batch in dataloader:
-            prediction, target, *group = (predict or _predict)(model, batch)
+            prediction, target, *group = (predict or predict_from_images)(model, batch)
             by_group[OVERALL].update(prediction, target)
             if group:
                 names = [str(name.item() if isinstance(name, Tensor) else name) for name in group[0]]
+                if OVERALL in names:
+                    raise ValueError(f"a group is called {OVERALL!r}, as the metric of all of them is: rename it")
                 for name in dict.fromkeys(names):
                     rows = torch.tensor([other == name for other in names], device=target.device)
                     by_group.setdefault(name, _fresh(metric, device)).update(prediction[rows], target[rows])
@@ -191,7 +205,17 @@ def _measure(
         raise ValueError("the dataloader gave no batch; it is gone through several times, so give no iterator")
     groups = sorted({name for names in _processes().gather(list(by_group)) for name in names} - {OVERALL})
     # all processes compute all of them, for metrics sync
-    return {name: float(by_group.get(name, _fresh(metric, device)).compute()) for name in (OVERALL, *groups)}
+    return {name: _number(by_group.get(name, _fresh(metric, device))) for name in (OVERALL, *groups)}
+
+
+def _number(metric: Metric) -> float:
+    value = metric.compute()
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"metric {type(metric).__name__} gives {shape}; it must give a single number (average='macro'?)"
+        )
+    return float(value)
 
 
 def _processes() -> Processes:
@@ -206,7 +230,12 @@ def _fresh(metric: Metric, device: torch.device) -> Metric:
     return fresh
 
 
-def _predict(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+def predict_from_images(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+    """Of a batch ``(images, target)`` or ``(images, target, group)``.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
         raise ValueError(
             f"batches must be (images, target) or (images, target, group), got {type(batch).__name__}; say with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,10 +14,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics import Metric
 
-from lightning_hnd.ablation import Ablation, Predict, ablate, paired_units
+from lightning_hnd.ablation import Ablation, Predict, ablate, labels_of, predict_from_images
 from lightning_hnd.callback import HNDCallback
 from lightning_hnd.report.keys import prefix
-from lightning_hnd.undisturbed import unlogged
+from lightning_hnd.undisturbed import kept_generators, unlogged
 
 
 class AblationCallback(Callback):
@@ -26,8 +27,8 @@ class AblationCallback(Callback):
     is gone through once more, and ``1 + controls`` times again where a unit is paired; training is not disturbed.
 
     **Logged scalars** under ``hnd/<layer>/<rule>/ablation/<concept>/``: ``units``, how many are paired;
-    ``overall/effect``, what switching them off changes, and ``overall/random``, what as many others do on average; and
-    the same for each group that the batches name. 0 where no unit is paired.
+    ``overall/effect``, what switching them off changes, and ``overall/random``, what as many random ones do on average;
+    and the same for each group that the batches name. 0 where no unit is paired.
 
     Args:
         concept: As in :func:`~lightning_hnd.ablate`.
@@ -39,7 +40,8 @@ class AblationCallback(Callback):
         dataloader: The number of the validation dataloader, of several.
 
     Raises:
-        ValueError: Before the first step, if a value is out of range, or there is no HNDCallback before this one.
+        ValueError: Before the first step, if a value is out of range, there is no HNDCallback before this one, the
+            ontology has no such concept, or there is no such validation dataloader.
 
     Attributes:
         latest: What was found last, layer by layer.
@@ -62,7 +64,8 @@ class AblationCallback(Callback):
         self.latest: dict[str, Ablation] = {}
         self._metric = metric
         self._every_n_epochs = every_n_epochs
-        self._options: dict[str, Any] = {"predict": predict, "controls": controls, "seed": seed}
+        self._predict = predict
+        self._options: dict[str, Any] = {"controls": controls, "seed": seed}
         self._dataloader = dataloader
         self._last_epoch: int | None = None
 
@@ -70,15 +73,33 @@ class AblationCallback(Callback):
         """Finds the HNDCallback."""
         if stage == TrainerFn.FITTING:
             _dissecting(trainer, self)
+            if trainer.global_step == 0:  # not where a run goes on; a checkpoint is loaded after this
+                self._last_epoch = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuses a concept that the ontology lacks, once the first dissection is there."""
-        baseline = _dissecting(trainer, self).baseline
-        for layer in baseline or ():
-            paired_units(layer, self.concept)
+        """Refuses data that is not there."""
+        if not trainer.enable_validation:
+            raise ValueError("AblationCallback measures on the validation data, and this run has none")
+        if trainer.val_dataloaders is not None:
+            _Batches(trainer, self._dataloader)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Refuses a concept that the ontology lacks, before the first step."""
+        dictionary = _dissecting(trainer, self).dictionary
+        if batch_idx == 0 and dictionary is not None:
+            labels_of(dictionary.ontology, self.concept)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures, if it is time and the model was just dissected."""
+        self._measure_if_due(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, where the HNDCallback dissects at the end of a training epoch."""
+        self._measure_if_due(trainer, pl_module)
+
+    def _measure_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         dissection = _dissecting(trainer, self).latest
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or dissection is None:
             return
@@ -87,9 +108,9 @@ class AblationCallback(Callback):
         if dissection.info["step"] != trainer.global_step:
             return
         self._last_epoch = trainer.current_epoch
-        data = _Batches(trainer, pl_module, self._dataloader)
+        data = _Batches(trainer, self._dataloader)
         for layer in dissection:
-            with unlogged(pl_module), trainer.precision_plugin.forward_context():
+            with unlogged(pl_module):
                 found = ablate(
                     pl_module,
                     dissection,
@@ -97,6 +118,7 @@ class AblationCallback(Callback):
                     metric=self._metric,
                     dataloader=data,
                     layer=layer.name,
+                    predict=partial(_in_precision, trainer, self._predict or predict_from_images),
                     none_paired="measure",
                     **self._options,
                 )
@@ -121,24 +143,32 @@ class AblationCallback(Callback):
         return self._generate_state_key(concept=self.concept)
 
 
-class _Batches:
-    """The validation batches, on the module's device, as often as they are asked for."""
+def _in_precision(trainer: pl.Trainer, predict: Predict, model: Any, batch: Any) -> tuple[Any, ...]:
+    """Predicts as the Trainer does; what the metric makes of it is not for autocast."""
+    with trainer.precision_plugin.forward_context():
+        return predict(model, batch)
 
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, number: int) -> None:
+
+class _Batches:
+    """The validation batches, as the model gets them, as often as they are asked for."""
+
+    def __init__(self, trainer: pl.Trainer, number: int) -> None:
         loaders = trainer.val_dataloaders
         several = list(loaders.values()) if isinstance(loaders, dict) else loaders
         several = several if isinstance(several, list | tuple) else [several]
-        if not number < len(several):
+        if not 0 <= number < len(several):
             raise ValueError(
                 f"there are {len(several)} validation dataloaders, and dataloader={number} is none of them"
             )
-        self._loader, self._limit = several[number], trainer.num_val_batches[number]
-        self._trainer, self._module = trainer, pl_module
+        self._loader, self._number = several[number], number
+        self._trainer = trainer
 
     def __iter__(self) -> Iterator[Any]:
-        limit = None if self._limit == float("inf") else int(self._limit)
-        for batch in islice(self._loader, limit):
-            yield self._trainer.strategy.batch_to_device(batch)
+        most = self._trainer.num_val_batches[self._number]
+        with kept_generators(self._loader):
+            for batch in islice(self._loader, None if most == float("inf") else int(most)):
+                converted = self._trainer.precision_plugin.convert_input(batch)
+                yield self._trainer.strategy.batch_to_device(converted, dataloader_idx=self._number)
 
 
 def _dissecting(trainer: pl.Trainer, callback: AblationCallback) -> HNDCallback:

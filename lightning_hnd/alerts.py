@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lightning_hnd.bias import label_names
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.dissection import Dissection, LayerDissection
 from lightning_hnd.timeline import LayerTimeline, Moment, Timeline
 
 
@@ -117,6 +118,24 @@ class BiasAlert:
         if set(_labels(ontology, self.concept)) & set(_labels(ontology, self.cue)):
             raise ValueError(f"BiasAlert: {self.cue!r} cannot be a cue of {self.concept!r}, of which it is a part")
 
+    def refuse_deaf(self, layer: LayerDissection) -> None:
+        """Refuses a dictionary with which it could never be raised.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        if self.cue is None:
+            local = len(layer.ontology.local)
+            told = layer.statistics["encoding_lean"][[label - local for label in _labels(layer.ontology, self.concept)]]
+        else:
+            rows, columns = _labels(layer.ontology, self.concept), _labels(layer.ontology, self.cue)
+            told = layer.statistics["shortcut_index"][rows][:, columns]
+        if np.isnan(told).all():
+            raise ValueError(
+                f"BiasAlert {self.name!r} could never be raised with this dictionary: it takes five faces with each "
+                "label and five without, and labels that are not told by the other ones of the same faces"
+            )
+
     def measure(self, layer: LayerTimeline) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
         """The measure, its p-value, and in words what it speaks of, moment by moment: ``[T]`` each."""
         return self._encoding(layer) if self.cue is None else self._shortcut(layer, self.cue)
@@ -174,6 +193,12 @@ class Alerts:
         """As :meth:`BiasAlert.check`."""
         for alert in self._alerts:
             alert.check(ontology)
+
+    def refuse_deaf(self, dissection: Dissection) -> None:
+        """As :meth:`BiasAlert.refuse_deaf`, of the first dissection."""
+        for alert in self._alerts:
+            for layer in dissection:
+                alert.refuse_deaf(layer)
 
     @property
     def keys(self) -> tuple[str, ...]:

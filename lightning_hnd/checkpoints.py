@@ -23,7 +23,8 @@ def dissect_checkpoints(
 ) -> Iterator[Dissection]:
     """Dissects the models of Lightning checkpoints, in the order in which they were trained, one at a time.
 
-    Each dissection's ``info`` says the checkpoint's ``epoch`` and ``step``; of several of one step the first counts.
+    Each dissection's ``info`` says the checkpoint's ``epoch`` and ``step``; of several of one step that of the first
+    epoch counts: the others hold the same weights.
     A checkpoint of step 0 is the model at start. :class:`~lightning_hnd.Timeline` puts them together.
 
     Args:
@@ -37,15 +38,29 @@ def dissect_checkpoints(
             plain data.
         FileNotFoundError: If one does not exist.
     """
-    moments: dict[tuple[int, int], Path] = {}
-    for path in map(Path, paths):
-        moments.setdefault(_moment(path), path)
-    if not moments:
-        raise ValueError("there is no checkpoint to dissect")
-    for (step, epoch), path in sorted(moments.items()):
+    for (epoch, step), path in moments(paths).items():
         dissection = dissect(load(path), dictionary, **settings)
         info = {**dissection.info, "epoch": epoch, "step": step, "at_start": step == 0}
         yield dataclasses.replace(dissection, info=info)
+
+
+def moments(paths: Iterable[str | Path]) -> dict[tuple[int, int], Path]:
+    """Finds the epoch and step of checkpoints, in their order, reading nothing but tensors and plain data.
+
+    Args:
+        paths: The files.
+
+    Raises:
+        ValueError: As :func:`dissect_checkpoints`.
+        FileNotFoundError: If one does not exist.
+    """
+    found = sorted((*_moment(path), path) for path in map(Path, paths))
+    if not found:
+        raise ValueError("there is no checkpoint to dissect")
+    of_step: dict[int, tuple[int, Path]] = {}
+    for step, epoch, path in found:
+        of_step.setdefault(step, (epoch, path))
+    return {(epoch, step): path for step, (epoch, path) in of_step.items()}
 
 
 def _moment(path: Path) -> tuple[int, int]:

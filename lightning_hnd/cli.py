@@ -264,7 +264,7 @@ def _of_checkpoints(args: argparse.Namespace) -> Iterator[Dissection]:
     from tqdm.auto import tqdm
 
     from lightning_hnd import FaceDictionary
-    from lightning_hnd.checkpoints import dissect_checkpoints
+    from lightning_hnd.checkpoints import dissect_checkpoints, moments
     from lightning_hnd.model_input import find_images
     from lightning_hnd.report.files import file_name
 
@@ -275,7 +275,8 @@ def _of_checkpoints(args: argparse.Namespace) -> Iterator[Dissection]:
     def load(path: Path) -> Any:
         return model.load_from_checkpoint(path, map_location="cpu")
 
-    example = find_images(load(args.paths[0]).example_input_array)
+    paths = list(moments(args.paths).values())  # and none is loaded that holds more than tensors and plain data
+    example = find_images(load(paths[0]).example_input_array)
     if args.size is None and example is None:
         raise ValueError(f"{args.model} has no example_input_array that says the size of its images: give --size")
     size = args.size if example is None or args.size is not None else example.shape[-2:]
@@ -287,8 +288,8 @@ def _of_checkpoints(args: argparse.Namespace) -> Iterator[Dissection]:
         if args.dictionary is None
         else FaceDictionary.from_folder(args.dictionary, **settings)
     )
-    found = dissect_checkpoints(args.paths, load, faces, layers=args.layers)
-    for dissection in tqdm(found, "checkpoints", total=len(args.paths)):
+    found = dissect_checkpoints(paths, load, faces, layers=args.layers)
+    for dissection in tqdm(found, "checkpoints", total=len(paths)):
         if args.out is not None:
             (args.out / "hnd").mkdir(parents=True, exist_ok=True)
             dissection.save(args.out / "hnd" / file_name(dissection))

@@ -191,7 +191,6 @@ class LayerTimeline:
                 "epoch": moment.epoch,
                 "step": moment.step,
             }
-            when |= {"epoch": moment.epoch, "step": moment.step}
             rows.append(when | {name: column[t].item() for name, column in counts.items()})
         return rows
 

@@ -38,6 +38,24 @@ def kept_random_state(device: torch.device | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def kept_generators(dataloader: object) -> Iterator[None]:
+    """Gives generators of a dataloader's own back as they were: training may draw from the same.
+
+    Args:
+        dataloader: That is about to be gone through. Generators are looked for in itself and its samplers.
+    """
+    batches = getattr(dataloader, "batch_sampler", None)
+    holders = (dataloader, getattr(dataloader, "sampler", None), batches, getattr(batches, "sampler", None))
+    found = {id(g): g for g in (getattr(h, "generator", None) for h in holders) if isinstance(g, torch.Generator)}
+    states = [(generator, generator.get_state()) for generator in found.values()]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+@contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """While open the model is in evaluation mode without gradients; at the end all is as it was.
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import runs
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
-from torchmetrics.classification import BinaryAccuracy
+from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
 
 from lightning_hnd import AblationCallback, Dissection, FaceDictionary, HNDCallback, ablate, dissect
-from lightning_hnd.ablation import paired_units
+from lightning_hnd.ablation import Ablation, _random_units, paired_units
 from lightning_hnd.activations import switched_off
 
 pytestmark = [
@@ -98,8 +100,12 @@ def test_the_metric_falls_to_chance_without_the_units_that_carry_it_and_not_with
     for group, off in chance.items():  # all is taken for 0 then
         assert result.intact[group] == 1.0
         assert result.ablated[group] == pytest.approx(float(off.mean()))
-        assert result.control_effects(group) == (0.0,) * 20
-        assert result.p(group) == pytest.approx(1 / 21)
+    # random ones are any live units: in some draws one of the two is among them, without which group b suffers, too
+    assert set(result.control_effects("a")) == {0.0}
+    assert set(result.control_effects("b")) == {0.0, result.effect("b")}
+    hit = result.control_effects("b").count(result.effect("b"))
+    assert 0 < hit < 10  # each draws two of twelve
+    assert [result.p(group) for group in chance] == [pytest.approx(1 / 21), pytest.approx(1 / 21), (1 + hit) / 21]
     assert model.training
     assert not model.units[0]._forward_hooks
     assert "2 units of Eyeglasses" in str(result)
@@ -129,12 +135,44 @@ def test_switched_off_units_give_nothing_and_the_others_what_they_gave() -> None
         ({"layer": "head"}, KeyError, "no layer 'head'"),
         ({"dataloader": []}, ValueError, "gave no batch"),
         ({"dataloader": [torch.zeros(2)]}, ValueError, "batches must be"),
+        ({"dataloader": [(*data()[0][:2], ["overall"] * 50)]}, ValueError, "a group is called 'overall'"),
+        ({"metric": MulticlassAccuracy(2, average=None)}, ValueError, r"MulticlassAccuracy gives shape \[2\]"),
     ],
 )
 def test_what_cannot_be_measured_is_said(found: Dissection, wrong: dict[str, Any], error: Any, message: str) -> None:
     given: dict[str, Any] = {"concept": "Eyeglasses", "metric": BinaryAccuracy(), "dataloader": data(), **wrong}
     with pytest.raises(error, match=message):
         ablate(Reader(), found, **given)
+
+
+@pytest.mark.parametrize("paired", [2, 5, 6])
+def test_units_like_any_others_are_accused_as_rarely_as_the_level_says(paired: int) -> None:
+    """Each unit adds something of its own to the answer, and those that are paired are drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    accused = 0
+    for run in range(400):
+        weight = torch.randn(12, generator=generator)
+        units = torch.randperm(12, generator=generator)[:paired].tolist()
+        draws = _random_units(torch.ones(12, dtype=torch.bool), paired, 19, seed=run)
+        changed = [{"overall": float(weight[off].sum())} for off in draws]
+        found = Ablation("a", "b", tuple(units), {"overall": 0.0}, {"overall": float(weight[units].sum())}, (*changed,))
+        accused += found.p() <= 0.05
+    assert accused <= 32  # of 20 expected; by chance once in 200 times
+
+
+def test_an_effect_that_is_no_number_is_none() -> None:
+    nan, some = {"overall": float("nan")}, {"overall": 0.1}
+    assert Ablation("a", "b", (0,), {"overall": 0.0}, nan, (some,) * 20).p() == 1
+    assert Ablation("a", "b", (0,), {"overall": 0.0}, some, (nan,) * 20).p() == 1
+
+
+def test_as_many_units_can_be_switched_off_as_are_live(found: Dissection) -> None:
+    everything = dataclasses.replace(found["units.0"], statistics=dict(found["units.0"].statistics))
+    vars(everything)["paired_concepts"] = np.ones_like(found["units.0"].paired_concepts)
+    all_paired = dataclasses.replace(found, layers={"units.0": everything})
+    result = ablate(Reader(), all_paired, concept="Eyeglasses", metric=BinaryAccuracy(), dataloader=data())
+    assert len(result.units) == UNITS
+    assert result.p() == 1  # any as many are the same
 
 
 class Grouped(runs.Net):
@@ -182,6 +220,57 @@ def test_in_training_the_effects_are_those_of_the_model_of_that_moment_and_nothi
         assert found.ablated[group] == pytest.approx(float(without[rows].mean()))
         assert metrics[f"{KEY}/{group}/effect"] == pytest.approx(found.effect(group))
     assert metrics[f"{KEY}/units"] == len(found.units)
+
+
+def measured(folder: Path, hnd: HNDCallback, net: L.LightningModule | None = None, **options: Any) -> AblationCallback:
+    callback = AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=5, controls=1)
+    runs.trainer(folder, hnd, callback, max_epochs=1, **options).fit(net or runs.Net(example=True), *runs.data())
+    return callback
+
+
+def lenient(**options: Any) -> HNDCallback:
+    faces = FaceDictionary.rendered(size=runs.SIZE, images=60)
+    return HNDCallback(faces, quantile=0.2, iou_threshold=0.0, level=None, **options)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_batches_are_as_the_model_gets_them(tmp_path: Path, precision: Any) -> None:
+    assert measured(tmp_path, lenient(), precision=precision).latest
+
+
+def test_dissections_at_the_end_of_a_training_epoch_are_followed(tmp_path: Path) -> None:
+    assert measured(tmp_path, lenient(at_train_epoch_end=True)).latest
+    with pytest.raises(ValueError, match="this run has none"):
+        measured(tmp_path, lenient(at_train_epoch_end=True), limit_val_batches=0)
+
+
+def test_a_second_fit_begins_anew(tmp_path: Path) -> None:
+    hnd, net = lenient(), runs.Net(example=True)
+    callback = AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=5, controls=1)
+    for _ in range(2):
+        callback.latest.clear()
+        runs.trainer(tmp_path, hnd, callback, max_epochs=1).fit(net, *runs.data())
+        assert callback.latest
+
+
+def test_a_generator_that_training_draws_from_too_is_not_disturbed(tmp_path: Path) -> None:
+    weights = []
+    for others in ([], [AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=1, controls=1)]):
+        L.seed_everything(0, verbose=False)
+        net, shared, dataset = runs.Net(example=True), torch.Generator().manual_seed(0), runs.data()[1].dataset
+        loaders = DataLoader(dataset, 8, shuffle=True, generator=shared), DataLoader(dataset, 8, generator=shared)
+        runs.trainer(tmp_path, lenient(), *others).fit(net, *loaders)
+        weights.append(net.state_dict())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_what_is_not_there_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    for wrong, message in (({"concept": "ear"}, "no concept or group 'ear'"), ({"dataloader": 1}, "none of them")):
+        callback = AblationCallback(**{"concept": "nose", "metric": MeanSquaredError(), **wrong})
+        run = runs.trainer(tmp_path, lenient(), callback, num_sanity_val_steps=0)
+        with pytest.raises(ValueError, match=message):
+            run.fit(runs.Net(), *runs.data())
+        assert run.global_step == 0
 
 
 def test_the_callback_needs_pairings_and_a_concept_that_there_is(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import Tensor, nn
 
 from lightning_hnd import Alarm, BiasAlert, Dissection, HNDCallback, Timeline
+from lightning_hnd.dissection import LayerDissection
 from lightning_hnd.report import history
 from lightning_hnd.timeline import LayerTimeline
 from lightning_hnd.whole_files import sweep
@@ -49,8 +50,9 @@ def fit(folder: Path, *others: L.Callback, resume: bool = False, epochs: int = E
     net = Net()
     net.head = nn.Linear(6, 1)  # without dropout
     train = data()[1]
-    ours = {name: options.pop(name) for name in ("forward_fn", "alerts") if name in options}
-    callback = HNDCallback(random_dictionary(), batch_size=8, fresh_seeds=[1], **{"forward_fn": forward, **ours})
+    ours = {name: options.pop(name) for name in ("forward_fn", "alerts", "level") if name in options}
+    fresh = [1] if ours.get("level", True) is not None else None
+    callback = HNDCallback(random_dictionary(), batch_size=8, fresh_seeds=fresh, **{"forward_fn": forward, **ours})
     keep = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     options.setdefault("logger", CSVLogger(folder, name="", version=""))
     run = trainer(folder, callback, *others, keep, max_epochs=epochs, **options)
@@ -139,6 +141,9 @@ class AfterEpochOne(BiasAlert):
         found = np.array([float(not moment.at_start and moment.epoch >= 1) for moment in layer.moments])
         return found, 1 - found, ["it is there"] * len(found)
 
+    def refuse_deaf(self, layer: LayerDissection) -> None:
+        """It hears what it wants to."""
+
 
 @pytest.mark.parametrize("epochs", [2, 3])  # the run is cut off before the alarm is raised, or after
 def test_an_alarm_is_raised_once_though_the_run_is_cut_in_two(tmp_path: Path, epochs: int) -> None:
@@ -161,6 +166,36 @@ def test_an_alert_stops_the_run_and_warns(tmp_path: Path) -> None:
     assert [str(moment) for moment in callback.timeline.moments] == ["start", "0", "1"]
     with pytest.raises(ValueError, match="without a cue the concept must be a global one"):
         fit(tmp_path / "wrong", alerts=BiasAlert("Eyeglasses"))
+
+
+@pytest.mark.parametrize("alert", [BiasAlert("ethnicity"), BiasAlert("gender", cue="Eyeglasses")])
+def test_an_alert_that_could_never_be_raised_is_refused(tmp_path: Path, alert: BiasAlert) -> None:
+    with pytest.raises(ValueError, match=f"{alert.name}' could never be raised with this dictionary"):
+        fit(tmp_path, alerts=alert)  # no ethnicity, and four men
+
+
+def test_earlier_dissections_that_hold_too_little_begin_no_timeline_and_end_no_run(tmp_path: Path) -> None:
+    fit(tmp_path, epochs=2, level=None)
+    with pytest.warns(UserWarning, match=r"timeline begins anew: .* measured without evidence of chance"):
+        callback = fit(tmp_path, resume=True, epochs=3)
+    assert callback.timeline is not None
+    assert [str(moment) for moment in callback.timeline.moments] == ["2"]
+
+
+def test_a_trainer_that_only_validates_is_not_of_the_run(tmp_path: Path) -> None:
+    callback = fit(tmp_path / "run", epochs=2)
+    timeline = callback.timeline
+    for net in (Net(), Wider()):
+        run = trainer(tmp_path / "other", callback)
+        (metrics,) = run.validate(net, data()[1], verbose=False)
+        assert {value for key, value in metrics.items() if "since_" in key or key.endswith("/births")} == {0.0}
+    assert callback.timeline is timeline
+
+
+class Wider(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Conv2d(3, 9, 4, 4), nn.ReLU()), nn.Linear(9, 1)
 
 
 class SaveAt(L.Callback):

@@ -17,11 +17,11 @@ from torch import nn
 from lightning_hnd import Alarm, BiasAlert, Dissection, FaceDictionary, HNDCallback, Timeline, dissect
 from lightning_hnd.alerts import Alerts
 from lightning_hnd.bias import label_names
-from lightning_hnd.checkpoints import dissect_checkpoints
+from lightning_hnd.checkpoints import dissect_checkpoints, moments
 from lightning_hnd.cli import main
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.report import history
-from lightning_hnd.report.timelines import write_timeline
+from lightning_hnd.report.timelines import timeline_picture, write_timeline
 from lightning_hnd.rules import README
 from lightning_hnd.timeline import LayerTimeline, Moment
 
@@ -110,6 +110,22 @@ def test_a_timeline_reads_dissections_in_any_order_and_has_each_moment_once(tmp_
     assert [row["moment"] for row in rows] == ["start", "0", "1", "2"]
     assert [int(row["births"]) for row in rows] == ordered["1"].births.tolist()
     assert files[1].stat().st_size > 10_000
+
+
+def test_every_unit_that_was_ever_paired_is_drawn() -> None:
+    nose, mouth = PAPER.concept_index("nose"), PAPER.concept_index("mouth")
+    early = [[3] * 60] * 2
+    late = [
+        timeline_picture(layer([[*early[0], -1, -1], [*early[1], *last]])) for last in ((nose, mouth), (mouth, nose))
+    ]
+    assert not np.array_equal(*late)  # of the last two, one is of the nose and one of the mouth, as are the counts
+
+
+def test_pictures_of_odd_names_have_files_of_their_own(tmp_path: Path) -> None:
+    found = {name: dataclasses.replace(layer([[-1]]), name=name) for name in ("a/b", "a_b", "A_b", "we$i$rd?", "")}
+    names = [path.name for path in write_timeline(Timeline(found), tmp_path)[1:]]
+    assert len({name.lower() for name in names}) == len(found) == len(list(tmp_path.glob("*.png")))
+    assert not set("".join(names)) & set("/\\:*?$ ")
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
@@ -216,6 +232,31 @@ def test_the_command_reads_a_runs_folder_and_checkpoints(tmp_path: Path, capsys:
     found = dissect_checkpoints(checkpoints, runs.Net.load_from_checkpoint, faces, layers="body.0")
     again = Timeline.of(found, README)
     assert again["body.0"] == of_files["body.0"].at([1, 2])  # all but the start, of which there is no checkpoint
+
+
+class Harm:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.mkdir, (self.folder,)
+
+
+def test_of_checkpoints_each_step_counts_once_and_no_code_is_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.trainer(tmp_path, ModelCheckpoint(tmp_path, filename="{epoch}", save_last=True), max_epochs=1)
+    run.fit(runs.Net(), *runs.data())
+    run.save_checkpoint(tmp_path / "final.ckpt")  # the same weights, said to be of epoch 1
+    assert list(moments(tmp_path.glob("*.ckpt"))) == [(0, 4)]
+    harmful = torch.load(tmp_path / "last.ckpt", weights_only=True) | {"more": Harm(tmp_path / "harm")}
+    torch.save(harmful, tmp_path / "harmful.ckpt")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as torch loads before 2.6 where nothing is said
+    assert main(["timeline", str(tmp_path / "harmful.ckpt"), "--model", "runs:Net", "--size", "24"]) == 2
+    assert "no Lightning checkpoint of tensors and plain data" in capsys.readouterr().err
+    assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize(

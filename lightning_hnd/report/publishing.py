@@ -93,7 +93,11 @@ class Publisher:
 
         Returns:
             The alarms that it raises.
+
+        Raises:
+            ValueError: If an alert could never be raised with the dictionary.
         """
+        self._alerts.refuse_deaf(dissection)
         self.timeline = Timeline.of([dissection])
         judged, alarms = self._judged(self.timeline, self._alerts)
         self.at_start = self._scalars(dissection, self.timeline) | judged
@@ -108,15 +112,14 @@ class Publisher:
     def go_on(self, trainer: pl.Trainer, dictionary: FaceDictionary, processes: Processes) -> Dissection | None:
         """Takes up the files of a resumed run, and returns its baseline if it can be read; called by all processes.
 
-        Warns if that was made with another dictionary.
+        Warns if that was made with another dictionary, and if the earlier ones cannot be read under the rule.
         """
         baseline = timeline = None
         with processes.together("taking up the run's earlier dissections"):
             if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self.files.resume(log_dir(trainer), trainer.global_step)
                 baseline = self.files.baseline()
-                earlier = list(self.files.dissections())
-                timeline = Timeline.of(earlier, self._rules[-1]) if earlier else None
+                timeline = self._earlier()
         baseline, self.timeline = processes.first((baseline, timeline))
         if baseline is not None and baseline.info["fingerprint"] != dictionary.fingerprint:
             rank_zero_warn(
@@ -124,6 +127,17 @@ class Publisher:
                 f"({baseline.info['dictionary']}): its curves break here"
             )
         return baseline
+
+    def _earlier(self) -> Timeline | None:
+        """What the files hold."""
+        earlier = list(self.files.dissections())
+        try:
+            return Timeline.of(earlier, self._rules[-1]) if earlier else None
+        except ValueError as error:
+            rank_zero_warn(
+                f"the run's timeline begins anew: its earlier dissections do not go with later ones ({error})"
+            )
+            return None
 
     def publish(
         self,
@@ -155,7 +169,9 @@ class Publisher:
         values, alarms = dict.fromkeys(keys, math.nan), []
         if dissection is not None:
             fitting = trainer.state.fn == TrainerFn.FITTING
-            timeline = self.timeline.then(dissection) if self.timeline else Timeline.of([dissection])
+            # a Trainer that has trained nothing, and only validates, is not that of the run
+            known = self.timeline if fitting or trainer.global_step else None
+            timeline = known.then(dissection) if known else Timeline.of([dissection])
             judged, found = self._judged(timeline, self._alerts if fitting else self._alerts.rehearsal())
             if fitting:
                 self.timeline, alarms = timeline, found

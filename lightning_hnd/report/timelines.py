@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,8 @@ from lightning_hnd.report.figures import Picture, colour, new_figure, render
 from lightning_hnd.timeline import LayerTimeline, Timeline
 from lightning_hnd.whole_files import whole_file
 
-_ROWS = 40
-"""Units and concepts shown at most."""
+_LABELS = 40
+"""Rows that are named at most; there may be more."""
 
 _SHORTCUTS = 5
 """Pairs of labels drawn at most."""
@@ -25,7 +28,8 @@ def timeline_picture(layer: LayerTimeline) -> Picture:
     """A layer over the epochs: units per concept, the concept of each unit, what it encodes, and its shortcuts.
 
     - Above on the left, concepts x epochs: units paired with each concept; a dot where it appeared to stay.
-    - Above on the right, units x epochs: each unit that was ever paired, coloured by the region of its concept.
+    - Above on the right, units x epochs: every unit that was ever paired, coloured by the region of its concept, in the
+      order in which they were.
     - Below on the left: how strongly the layer encodes each global concept (``encoding_index``), with 95 % intervals.
     - Below on the right: the labels that it takes most for each other (``shortcut_index``), likewise.
 
@@ -33,8 +37,10 @@ def timeline_picture(layer: LayerTimeline) -> Picture:
         layer: Of a :class:`~lightning_hnd.Timeline`.
     """
     figure = new_figure(12, 9)
-    axes = figure.subplots(2, 2, height_ratios=[3, 2])
-    figure.suptitle(f"{layer.name}: what formed when ({layer.rule.name})", fontsize=11)
+    figure.set_layout_engine("none")  # to find the best one takes half of the time
+    places = {"left": 0.12, "right": 0.98, "bottom": 0.06, "top": 0.92, "wspace": 0.2, "hspace": 0.2}
+    axes = figure.subplots(2, 2, height_ratios=[3, 2], gridspec_kw=places)
+    figure.suptitle(f"{layer.name}: what formed when ({layer.rule.name})", fontsize=11, parse_math=False)
     _concepts(figure, axes[0, 0], layer)
     _units(axes[0, 1], layer)
     _encodings(axes[1, 0], layer)
@@ -70,11 +76,18 @@ def write_timeline(timeline: Timeline, folder: Path) -> list[Path]:
         file.write(text.getvalue().encode())
     written = [table]
     for layer in timeline:
-        path = folder / f"timeline-{layer.name.replace('/', '_') or 'model'}.png"
+        path = folder / _file_name(layer.name, taken=written)
         with whole_file(path) as file:
             Image.fromarray(timeline_picture(layer)).save(file, format="PNG")
         written.append(path)
     return written
+
+
+def _file_name(layer: str, taken: Sequence[Path]) -> str:
+    """One that any file system takes, and that no other layer has, also where capitals do not count."""
+    safe, others = re.sub(r"[^\w.-]", "_", layer), {path.name.lower() for path in taken}
+    names = (f"timeline-{safe}{'' if n == 1 else f'-{n}'}.png" for n in itertools.count(1))
+    return next(name for name in names if name.lower() not in others)
 
 
 def _epochs(axes: Any, layer: LayerTimeline) -> None:
@@ -87,14 +100,16 @@ def _epochs(axes: Any, layer: LayerTimeline) -> None:
 
 def _concepts(figure: Any, axes: Any, layer: LayerTimeline) -> None:
     counts = layer.units_per_concept
-    seen = np.argsort(-counts.sum(0), kind="stable")[: min(_ROWS, int((counts.sum(0) > 0).sum()))]
+    seen = np.argsort(-counts.sum(0), kind="stable")[: min(_LABELS, int((counts.sum(0) > 0).sum()))]
     seen = np.array(sorted(seen, key=lambda c: (layer.ontology.concept_region[c], c)), dtype=np.int64)
     axes.set_title("units paired with each concept; dot: there to stay", fontsize=9, loc="left")
     if not len(seen):
         _nothing(axes, "no unit is paired with a concept yet")
         return
     image = axes.imshow(counts[:, seen].T, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
-    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.01).ax.tick_params(labelsize=7)
+    most = int(counts.max())
+    ticks = range(0, most + 1, max(1, most // 8))
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.01, ticks=ticks).ax.tick_params(labelsize=7)
     axes.set_yticks(range(len(seen)), [layer.ontology.local[c].name for c in seen], fontsize=7)
     since = {e.name: e.moment for e in layer.emergence if e.kind == "concept"}
     for row, c in enumerate(seen):
@@ -113,24 +128,24 @@ def _units(axes: Any, layer: LayerTimeline) -> None:
     first = (region[:, ever] >= 0).argmax(0)
     longest = (region[:, ever] >= 0).sum(0)
     ever = ever[np.lexsort((ever, -longest, first))]
-    shown = ever[:_ROWS]
-    painted = np.ones((len(shown), len(layer.moments), 3))
+    painted = np.ones((len(ever), len(layer.moments), 3))
     for r, name in enumerate(layer.ontology.regions):
-        of_region = (region[:, shown] == r).T
+        of_region = (region[:, ever] == r).T
         painted[of_region] = [int(colour(r)[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         axes.plot([], [], "s", color=colour(r), label=name)
     axes.imshow(painted, aspect="auto", interpolation="nearest")
-    axes.set_yticks(range(len(shown)), [str(u) for u in shown], fontsize=6)
-    more = f", {_ROWS} of {len(ever)}" if len(ever) > _ROWS else ""
-    axes.set_ylabel(f"units that were ever paired{more}", fontsize=8)
-    axes.legend(fontsize=7, loc="lower right")
+    rows = range(0, len(ever), -(-len(ever) // _LABELS))
+    axes.set_yticks(rows, [str(ever[row]) for row in rows], fontsize=6)
+    axes.set_ylabel(f"{len(ever)} of {region.shape[1]} units: those ever paired", fontsize=8)
+    above = {"loc": "lower right", "bbox_to_anchor": (1.01, 0.995), "frameon": False, "columnspacing": 0.8}
+    axes.legend(fontsize=7, ncols=len(layer.ontology.regions), handletextpad=0.1, **above)
 
 
 def _encodings(axes: Any, layer: LayerTimeline) -> None:
     axes.set_title("how strongly groups are encoded (0: as by chance), 95 % interval", fontsize=9, loc="left")
     for k, concept in enumerate(layer.ontology.global_):
         index, low, high = (layer.measures[f"encoding_{name}"][:, k] for name in ("index", "low", "high"))
-        axes.fill_between(range(len(index)), low, high, color=colour(k), alpha=0.2, linewidth=0)
+        _interval(axes, low, high, colour(k))
         axes.plot(index, color=colour(k), label=concept.name, marker=".", markersize=4)
     axes.set_ylim(0, 1)
     if layer.ontology.global_:
@@ -147,7 +162,7 @@ def _shortcuts(axes: Any, layer: LayerTimeline) -> None:
     groups = len(layer.ontology.local)  # tasks that are groups: what bias is about
     last = np.nan_to_num(np.abs(index[-1, groups:]))
     if not last.size or not last.any():
-        _nothing(axes, "the dictionary cannot tell")
+        _nothing(axes, "not measured, or the dictionary cannot tell")
         return
     drawn = 0
     for flat in np.argsort(-last, axis=None, kind="stable")[: 4 * _SHORTCUTS]:
@@ -155,13 +170,19 @@ def _shortcuts(axes: Any, layer: LayerTimeline) -> None:
         value, reach = index[:, groups + task, cue], 1.96 * error[:, groups + task, cue]
         if value[-1] <= 0 or drawn == _SHORTCUTS:  # of two groups, each is the other's negative
             continue
-        axes.fill_between(range(len(value)), value - reach, value + reach, color=colour(drawn), alpha=0.15, linewidth=0)
+        _interval(axes, value - reach, value + reach, colour(drawn))
         label = f"{names[cue]} as {names[groups + task]}"
         axes.plot(value, color=colour(drawn), label=label, marker=".", markersize=4)
         drawn += 1
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.set_ylim(-1, 1)
     axes.legend(fontsize=7)
+
+
+def _interval(axes: Any, low: Any, high: Any, shade: str) -> None:
+    axes.fill_between(range(len(low)), low, high, color=shade, alpha=0.15, linewidth=0)
+    if len(low) == 1:  # an area without width
+        axes.vlines(0, low, high, color=shade, alpha=0.5)
 
 
 def _nothing(axes: Any, why: str) -> None:
