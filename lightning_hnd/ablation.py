@@ -204,8 +204,12 @@ def _measure(
     if not by_group[OVERALL].update_called:
         raise ValueError("the dataloader gave no batch; it is gone through several times, so give no iterator")
     groups = sorted({name for names in _processes().gather(list(by_group)) for name in names} - {OVERALL})
-    # all processes compute all of them, for metrics sync
-    return {name: _number(by_group.get(name, _fresh(metric, device))) for name in (OVERALL, *groups)}
+    # all processes compute all of them, for metrics sync; of what is in lists a process must hold one, if an empty one
+    for name in groups:
+        if name not in by_group:
+            by_group[name] = _fresh(metric, device)
+            by_group[name].update(prediction[:0], target[:0])
+    return {name: _number(by_group[name]) for name in (OVERALL, *groups)}
 
 
 def _number(metric: Metric) -> float:

@@ -58,6 +58,10 @@ def by_hand() -> Dissection:
 
 
 def test_scalars() -> None:
+    layer = by_hand()["conv"]
+    live = [layer.group_probability[u] for u in range(len(layer)) if not layer.dead[u]]
+    means = [sum(column) / 5 for column in zip(*live, strict=True)]
+    groups = ("gender/Male", "gender/Female", "hair/fair", "hair/dark")
     assert scalars(by_hand()) == pytest.approx(
         {
             "hnd/conv/readme/interpretable_units": 3,  # 0, 1 and 5
@@ -74,6 +78,7 @@ def test_scalars() -> None:
             "hnd/conv/readme/group/gender/Female": 1,
             "hnd/conv/readme/group/hair/fair": 0,
             "hnd/conv/readme/group/hair/dark": 0,
+            **{f"hnd/conv/readme/mean_probability/{group}": mean for group, mean in zip(groups, means, strict=True)},
         }
     )
 

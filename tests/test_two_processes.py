@@ -22,8 +22,9 @@ from pair import LIMIT, Pair
 from runs import Net, data, trainer
 from test_resume import AfterEpochOne
 from torch import Tensor
+from torchmetrics.classification import BinaryAUROC
 
-from lightning_hnd import PAPER, Dissection, FaceDictionary, HNDCallback, Rule, Timeline, dissect
+from lightning_hnd import PAPER, Dissection, FaceDictionary, HNDCallback, Rule, Timeline, ablate, dissect
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.report import history, scalars, scalars_over_time
 from lightning_hnd.report.files import RunFiles
@@ -152,6 +153,25 @@ def test_an_alert_stops_all_of_them(pair: Pair, tmp_path: Path) -> None:
     first, second = pair.results(fit, tmp_path, epochs=5, alerts=alert)
     assert first.steps == second.steps == 4  # after epoch 1
     assert first.timeline == second.timeline
+
+
+def measured_by_group(found: Dissection) -> dict[str, float]:
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    net = Net().eval()
+    generator = torch.Generator().manual_seed(rank)
+    images, target = torch.rand(20, 3, 24, 32, generator=generator), torch.arange(20) % 2
+    batches = [(images, target, ["ab"[rank]] * 20)]
+    concept = next(u.concepts[0].name for u in found["body.2"].units if u.concepts)
+    return ablate(net, found, concept=concept, metric=BinaryAUROC(), dataloader=batches, controls=1).intact
+
+
+def test_groups_that_one_process_lacks_are_measured_by_both(pair: Pair) -> None:
+    torch.manual_seed(0)
+    settings = {"quantile": QUANTILE, "iou_threshold": 0.0, "level": None}
+    first, second = pair.results(measured_by_group, dissect(Net(), random_dictionary(), "body.2", **settings))
+    assert first == second
+    assert list(first) == ["overall", "a", "b"]
 
 
 def test_evidence_of_chance_is_that_of_one(pair: Pair, tmp_path: Path) -> None:
