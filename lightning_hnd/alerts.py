@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from lightning_hnd.bias import label_names
 from lightning_hnd.concepts import Ontology
-from lightning_hnd.dissection import Dissection, LayerDissection
-from lightning_hnd.timeline import LayerTimeline, Moment, Timeline
+from lightning_hnd.dissection import LayerDissection
+from lightning_hnd.timeline import Array, LayerTimeline, Moment, Timeline
 
 
 @dataclass(frozen=True)
@@ -136,116 +135,88 @@ class BiasAlert:
                 "label and five without, and labels that are not told by the other ones of the same faces"
             )
 
-    def measure(self, layer: LayerTimeline) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
-        """The measure, its p-value, and in words what it speaks of, moment by moment: ``[T]`` each."""
-        return self._encoding(layer) if self.cue is None else self._shortcut(layer, self.cue)
+    def measure(self, layer: LayerTimeline) -> tuple[Array, Array, list[str]]:
+        """The measure and its p-value, ``[T, P]`` each, of the ``P`` pairs that the names stand for; these in words."""
+        return self._encoding(layer) if self.cue is None else self._shortcuts(layer, self.cue)
 
-    def _encoding(self, layer: LayerTimeline) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
+    def _encoding(self, layer: LayerTimeline) -> tuple[Array, Array, list[str]]:
         k = [concept.name for concept in layer.ontology.global_].index(self.concept)
-        index, low, high = (layer.measures[f"encoding_{name}"][:, k] for name in ("index", "low", "high"))
+        index, low, high = (layer.measures[f"encoding_{name}"][:, [k]] for name in ("index", "low", "high"))
         since_start = index - index[0]
         # the same images at both moments: the errors do not add up to more than this
         error = np.hypot(high - low, high[0] - low[0]) / (2 * 1.96)
-        p = np.array([_p(d / max(e, 1e-12)) for d, e in zip(since_start, error, strict=True)])
-        return since_start, p, [f"{self.concept} is encoded more strongly than at start"] * len(index)
+        return (
+            since_start,
+            _p(since_start / np.maximum(error, 1e-12)),
+            [f"{self.concept} is encoded more than at start"],
+        )
 
-    def _shortcut(self, layer: LayerTimeline, cue: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
+    def _shortcuts(self, layer: LayerTimeline, cue: str) -> tuple[Array, Array, list[str]]:
         rows, columns = _labels(layer.ontology, self.concept), _labels(layer.ontology, cue)
         index, z = (layer.measures[f"shortcut_{name}"][:, rows][:, :, columns] for name in ("index", "z"))
         index, z = index.reshape(len(index), -1), z.reshape(len(z), -1)
-        risen = np.minimum(index, index - index[0])
-        best = np.where(np.isnan(risen), -np.inf, risen).argmax(1)[:, None]
-        value, score = np.take_along_axis(risen, best, 1)[:, 0], np.take_along_axis(z, best, 1)[:, 0]
-        tests = _independent(rows) * _independent(columns)
-        p = np.array([min(1.0, tests * _p(s)) for s in score])
-        names = label_names(layer.ontology)
-        pairs = [(names[t], names[c]) for t in rows for c in columns]
-        return value, p, [f"{pairs[b][1]} makes faces look like {pairs[b][0]}" for b in best[:, 0]]
+        tests, names = _independent(rows) * _independent(columns), label_names(layer.ontology)
+        pairs = [f"{names[c]} makes faces look like {names[t]}" for t in rows for c in columns]
+        return np.minimum(index, index - index[0]), np.minimum(1.0, tests * _p(z)), pairs
+
+    def judge(self, layer: LayerTimeline) -> tuple[Alarm | None, float]:
+        """Whether the alarm is raised at the last moment, and the largest measure then, NaN if nothing can be told."""
+        index, p, pairs = self.measure(layer)
+        beyond = (index >= self.index) & (p <= self.level)
+        held = np.logical_and.accumulate(beyond[::-1]).sum(0)  # moments in a row, of each pair for itself
+        best = int(np.lexsort((np.nan_to_num(index[-1], nan=-np.inf), held))[-1])
+        row = layer.moments[len(layer.moments) - int(held[best]) :]
+        largest = float(np.fmax.reduce(index[-1]))
+        # several dissections of one epoch count as one; the model at start stands for itself
+        if len({(moment.at_start, moment.epoch) for moment in row}) < self.for_epochs:
+            return None, largest
+        found = Alarm(self, layer.name, row[0], row[-1], float(index[-1, best]), float(p[-1, best]), pairs[best])
+        return found, largest
 
 
-class Alerts:
-    """The alerts of a run and which of them are raised.
+def check(alerts: Sequence[BiasAlert], ontology: Ontology) -> None:
+    """Refuses alerts on names that the ontology lacks, and two of one name.
+
+    Raises:
+        ValueError: If there are such.
+    """
+    names = [alert.name for alert in alerts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two alerts have the name {max(names, key=names.count)!r}: keep one of them")
+    for alert in alerts:
+        alert.check(ontology)
+
+
+def alert_keys(alerts: Sequence[BiasAlert]) -> tuple[str, ...]:
+    """Of the scalars of a layer: the measure of each alert, and whether it is raised."""
+    return tuple(key for alert in alerts for key in _keys(alert))
+
+
+def judge(alerts: Sequence[BiasAlert], timeline: Timeline) -> tuple[dict[str, dict[str, float]], list[Alarm]]:
+    """Looks at the last moment of a timeline, which alone decides: a resumed run finds what an uninterrupted one does.
 
     Args:
         alerts: Any number.
-        state: What :meth:`state` gave, of a run that is resumed.
+        timeline: Of the run.
 
-    Raises:
-        ValueError: If two have one name.
+    Returns:
+        The scalars of each layer, and the alarms that are raised then and were not the moment before.
     """
-
-    def __init__(self, alerts: Sequence[BiasAlert], state: Mapping[str, bool] | None = None) -> None:
-        self._alerts = tuple(alerts)
-        names = [alert.name for alert in alerts]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two alerts have the name {max(names, key=names.count)!r}: keep one of them")
-        self._raised = dict(state or {})
-
-    def state(self) -> dict[str, bool]:
-        """What a resumed run must know: plain data."""
-        return dict(self._raised)
-
-    def rehearsal(self) -> Alerts:
-        """The same, to look at what is no part of the run."""
-        return Alerts(self._alerts, self._raised)
-
-    def check(self, ontology: Ontology) -> None:
-        """As :meth:`BiasAlert.check`."""
-        for alert in self._alerts:
-            alert.check(ontology)
-
-    def refuse_deaf(self, dissection: Dissection) -> None:
-        """As :meth:`BiasAlert.refuse_deaf`, of the first dissection."""
-        for alert in self._alerts:
-            for layer in dissection:
-                alert.refuse_deaf(layer)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Of the scalars of a layer: the measure of each alert, and whether it is raised."""
-        return tuple(key for alert in self._alerts for key in _keys(alert))
-
-    def take(self, timeline: Timeline) -> tuple[dict[str, dict[str, float]], list[Alarm]]:
-        """Looks at the latest dissection.
-
-        Args:
-            timeline: With it as the last one.
-
-        Returns:
-            The scalars of each layer, and the alarms that were not raised before.
-        """
-        values: dict[str, dict[str, float]] = {}
-        alarms = []
-        for layer in timeline:
-            values[layer.name] = {}
-            for alert in self._alerts:
-                alarm, index = _judge(alert, layer)
-                key = f"{layer.name}: {alert.name}"
-                if alarm is not None and not self._raised.get(key, False):
-                    alarms.append(alarm)
-                self._raised[key] = alarm is not None
-                values[layer.name] |= dict(zip(_keys(alert), (index, float(alarm is not None)), strict=True))
-        return values, alarms
+    values: dict[str, dict[str, float]] = {}
+    alarms = []
+    for layer in timeline:
+        values[layer.name] = {}
+        before = layer.at(list(range(len(layer.moments) - 1)))
+        for alert in alerts:
+            alarm, index = alert.judge(layer)
+            if alarm is not None and (not before.moments or alert.judge(before)[0] is None):
+                alarms.append(alarm)
+            values[layer.name] |= dict(zip(_keys(alert), (index, float(alarm is not None)), strict=True))
+    return values, alarms
 
 
 def _keys(alert: BiasAlert) -> tuple[str, str]:
     return f"alert/{alert.name}/measure", f"alert/{alert.name}/raised"
-
-
-def _judge(alert: BiasAlert, layer: LayerTimeline) -> tuple[Alarm | None, float]:
-    index, p, what = alert.measure(layer)
-    beyond = (index >= alert.index) & (p <= alert.level)
-    held = int(np.logical_and.accumulate(beyond[::-1]).sum())
-    last = layer.moments[-1]
-    if held == 0:
-        return None, float(index[-1])
-    row = layer.moments[-held:]
-    first = row[0]
-    # several dissections of one epoch count as one; the model at start stands for itself
-    epochs = len({(moment.at_start, moment.epoch) for moment in row})
-    if epochs < alert.for_epochs:
-        return None, float(index[-1])
-    return Alarm(alert, layer.name, first, last, float(index[-1]), float(p[-1]), what[-1]), float(index[-1])
 
 
 def _labels(ontology: Ontology, name: str) -> list[int]:
@@ -258,6 +229,7 @@ def _independent(labels: Sequence[int]) -> int:
     return 1 if len(labels) == 2 else len(labels)
 
 
-def _p(z: float) -> float:
+def _p(z: Array) -> Array:
     """Two-sided; 1 where it cannot be told."""
-    return 1.0 if math.isnan(z) else math.erfc(abs(z) / math.sqrt(2))
+    two_sided: Array = (2 * torch.special.ndtr(-torch.tensor(z).abs())).nan_to_num(nan=1.0).numpy()
+    return two_sided

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_hnd.activations import Grid
-from lightning_hnd.alerts import Alarm, Alerts, BiasAlert
+from lightning_hnd.alerts import Alarm, BiasAlert, alert_keys, check
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.dissector import Dissector
@@ -276,7 +276,7 @@ class HNDCallback(Callback):
 
     def _keys(self) -> list[str]:
         """Every key that will be logged, as soon as layers and dictionary are known."""
-        more = Alerts(self._alerts).keys
+        more = alert_keys(self._alerts)
         return self._dissector.keys(self._names, self.dictionary, learnt=bool(self._learnt), more=more)
 
     def _check_keys(self, trainer: pl.Trainer) -> None:
@@ -370,7 +370,7 @@ class HNDCallback(Callback):
             self._names = self._dissector.find_layers(trainer, pl_module, dictionary, self._processes)
         if self._learnt is None:
             self._learnt = self._dissector.asks_learnt(pl_module, self._processes)
-        Alerts(self._alerts).check(dictionary.ontology)
+        check(self._alerts, dictionary.ontology)
         self._check_keys(trainer)
 
     @property

@@ -139,7 +139,7 @@ class AfterEpochOne(BiasAlert):
 
     def measure(self, layer: LayerTimeline) -> tuple[np.ndarray, np.ndarray, list[str]]:
         found = np.array([float(not moment.at_start and moment.epoch >= 1) for moment in layer.moments])
-        return found, 1 - found, ["it is there"] * len(found)
+        return found[:, None], 1 - found[:, None], ["it is there"]
 
     def refuse_deaf(self, layer: LayerDissection) -> None:
         """It hears what it wants to."""

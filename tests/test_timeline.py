@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_hnd import Alarm, BiasAlert, Dissection, FaceDictionary, HNDCallback, Timeline, dissect
-from lightning_hnd.alerts import Alerts
+from lightning_hnd.alerts import alert_keys, check, judge
 from lightning_hnd.bias import label_names
 from lightning_hnd.checkpoints import dissect_checkpoints, moments
 from lightning_hnd.cli import main
@@ -152,8 +152,7 @@ def with_shortcut(index: list[float], z: float = 5.0) -> LayerTimeline:
 
 def raised(alert: BiasAlert, found: LayerTimeline) -> list[int]:
     """The moments in which the alarm is raised anew."""
-    alerts = Alerts([alert])
-    return [t for t in range(len(found.moments)) if alerts.take(timeline(found.at(list(range(t + 1)))))[1]]
+    return [t for t in range(len(found.moments)) if judge([alert], timeline(found.at(list(range(t + 1)))))[1]]
 
 
 @pytest.mark.parametrize("concept", ["gender/Male", "gender"])
@@ -187,16 +186,30 @@ def test_encoding_is_compared_with_the_start() -> None:
 
 
 def test_an_alarm_says_what_it_is_about() -> None:
-    alerts = Alerts([BiasAlert("gender", cue="Eyeglasses")])
-    values, (alarm,) = alerts.take(timeline(with_shortcut([0.0, 0.3, 0.41])))
+    alerts = [BiasAlert("gender", cue="Eyeglasses")]
+    values, (alarm,) = judge(alerts, timeline(with_shortcut([0.0, 0.3, 0.41])))
     assert isinstance(alarm, Alarm)
     assert str(alarm) == (
         "bias: in layer 'body' Eyeglasses makes faces look like gender/Male (index 0.41, p = 5.7e-07), since epoch 0"
     )
     assert values == {"body": {"alert/gender-Eyeglasses/measure": 0.41, "alert/gender-Eyeglasses/raised": 1.0}}
-    assert tuple(values["body"]) == alerts.keys
-    again = Alerts([BiasAlert("gender", cue="Eyeglasses")], alerts.state())
-    assert again.take(timeline(with_shortcut([0.0, 0.3, 0.41, 0.5])))[1] == []  # raised before the run was resumed
+    assert tuple(values["body"]) == alert_keys(alerts)
+    assert judge(alerts, timeline(with_shortcut([0.0, 0.3, 0.41, 0.5])))[1] == []  # it was raised before
+
+
+def test_each_pair_that_a_name_stands_for_is_judged_for_itself() -> None:
+    found = with_shortcut([0.0] * 4)
+    ages = [i for i, name in enumerate(label_names(PAPER)) if name.startswith("age/")]
+    for t, age in enumerate(ages[:4]):  # each at one moment
+        found.measures["shortcut_index"][t, age, GLASSES] = 0.5
+        found.measures["shortcut_z"][t, age, GLASSES] = 9
+    assert raised(BiasAlert("age", cue="Eyeglasses"), found) == []
+    found.measures["shortcut_index"][1:, ages[0], GLASSES] = 0.9  # a larger one that is not significant
+    found.measures["shortcut_index"][1:, ages[3], GLASSES] = 0.4
+    found.measures["shortcut_z"][1:, ages[3], GLASSES] = 9
+    assert raised(BiasAlert("age", cue="Eyeglasses"), found) == [2]
+    found.measures["shortcut_z"][1:, ages[3], GLASSES] = 2.3  # p = 0.021, of four tests
+    assert raised(BiasAlert("age", cue="Eyeglasses"), found) == []
 
 
 @pytest.mark.parametrize(
@@ -209,12 +222,12 @@ def test_an_alarm_says_what_it_is_about() -> None:
 )
 def test_alerts_on_what_is_not_known_are_refused(wrong: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Alerts([BiasAlert(**wrong)]).check(PAPER)
+        check([BiasAlert(**wrong)], PAPER)
     for bad in ({"index": 1.0}, {"for_epochs": 0}, {"level": 0.0}, {"then": "shout"}):
         with pytest.raises(ValueError, match="|".join(bad)):
             BiasAlert("gender", **bad)
     with pytest.raises(ValueError, match="two alerts have the name 'gender'"):
-        Alerts([BiasAlert("gender"), BiasAlert("gender", index=0.5)])
+        check([BiasAlert("gender"), BiasAlert("gender", index=0.5)], PAPER)
 
 
 def test_the_command_reads_a_runs_folder_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_hnd.alerts import Alarm, Alerts, BiasAlert
+from lightning_hnd.alerts import Alarm, BiasAlert, judge
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.faults import tolerated
@@ -65,14 +65,14 @@ class Publisher:
     ) -> None:
         state = state or {}
         self._rules = tuple(rules)
-        self._alerts = Alerts(alerts, state.get("alerts"))
+        self._alerts = tuple(alerts)
         self.timeline: Timeline | None = None
         self.files = RunFiles(state.get("files"))
         self.at_start: dict[str, float] = dict(state.get("baseline", {}))
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know: plain data."""
-        return {"baseline": dict(self.at_start), "files": self.files.state(), "alerts": self._alerts.state()}
+        return {"baseline": dict(self.at_start), "files": self.files.state()}
 
     def begin(
         self,
@@ -97,9 +97,11 @@ class Publisher:
         Raises:
             ValueError: If an alert could never be raised with the dictionary.
         """
-        self._alerts.refuse_deaf(dissection)
+        for alert in self._alerts:
+            for layer in dissection:
+                alert.refuse_deaf(layer)
         self.timeline = Timeline.of([dissection])
-        judged, alarms = self._judged(self.timeline, self._alerts)
+        judged, alarms = self._judged(self.timeline)
         self.at_start = self._scalars(dissection, self.timeline) | judged
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
         title = f"At start (step {trainer.global_step}{origin})"
@@ -172,7 +174,7 @@ class Publisher:
             # a Trainer that has trained nothing, and only validates, is not that of the run
             known = self.timeline if fitting or trainer.global_step else None
             timeline = known.then(dissection) if known else Timeline.of([dissection])
-            judged, found = self._judged(timeline, self._alerts if fitting else self._alerts.rehearsal())
+            judged, found = self._judged(timeline)
             if fitting:
                 self.timeline, alarms = timeline, found
             values = self._scalars(dissection, timeline) | judged
@@ -196,8 +198,8 @@ class Publisher:
         read = [scalars(dissection.with_rule(rule)) for rule in self._rules]
         return {key: value for values in (*read, scalars_over_time(timeline)) for key, value in values.items()}
 
-    def _judged(self, timeline: Timeline, alerts: Alerts) -> tuple[dict[str, float], list[Alarm]]:
-        values, alarms = alerts.take(timeline)
+    def _judged(self, timeline: Timeline) -> tuple[dict[str, float], list[Alarm]]:
+        values, alarms = judge(self._alerts, timeline)
         rule = self._rules[-1].name
         return {f"{prefix(layer, rule)}/{key}": v for layer, of in values.items() for key, v in of.items()}, alarms
 
