@@ -146,10 +146,9 @@ def main() -> None:
     parser.add_argument("dictionary", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--images", type=int, default=1500, help="of the dictionary")
     args = parser.parse_args()
     faces = photographs(args.utkface)
-    dictionary = FaceDictionary.from_folder(args.dictionary, SIZE).sample(args.images)
+    dictionary = FaceDictionary.from_folder(args.dictionary, SIZE)
     kinds = {name: int((dictionary.source == k).sum()) for k, name in enumerate(dictionary.ontology.kinds)}
     share = float(faces.tensors[1][:HELD_OUT].float().mean())
     print(f"{len(faces)} faces, {share:.1%} of those held out female; dictionary {kinds}", flush=True)
