@@ -7,6 +7,7 @@ from lightning_hnd.callback import HNDCallback
 from lightning_hnd.concepts import PAPER, Concept, GlobalConcept, Ontology
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import ConceptPairing, Dissection, GroupPairing, LayerDissection, Unit
+from lightning_hnd.intervals import EffectInterval, effect_intervals
 from lightning_hnd.metric import DissectionMetric
 from lightning_hnd.pipeline import dissect
 from lightning_hnd.rendering import RenderedFaces
@@ -28,6 +29,7 @@ __all__ = [
     "DictionaryBatch",
     "Dissection",
     "DissectionMetric",
+    "EffectInterval",
     "FaceDictionary",
     "GlobalConcept",
     "GroupPairing",
@@ -41,5 +43,6 @@ __all__ = [
     "Unit",
     "ablate",
     "dissect",
+    "effect_intervals",
     "rotation_test",
 ]
