@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,29 +68,43 @@ def overlays(layer: LayerDissection, dictionary: FaceDictionary, rows: int = 6) 
         rows: Units at most.
     """
     units = layer.strongest[:rows]
-    images, maps = layer.statistics["exemplar_image"], layer.statistics["exemplar_map"]
-    columns = images.shape[1]
     height, width = dictionary.size
-    figure = new_figure(2.2 + 1.5 * columns, 0.5 + 1.5 * max(len(units), 1) * height / width)
+    columns = layer.statistics["exemplar_image"].shape[1]
+    faces = np.full((max(len(units), 1), height, columns, width, 3), 255, dtype=np.uint8)
+    for i, u in enumerate(units):
+        for j, face in enumerate(_lit(layer, dictionary, u)):
+            faces[i, :, j] = face
+    figure = new_figure(2.2 + 1.5 * columns, 0.5 + 1.5 * len(faces) * height / width)
     title = f"{layer.name}: where the strongest units fire ({layer.rule.name})"
     figure.suptitle(title if units else f"{layer.name}: no unit is interpretable yet ({layer.rule.name})", fontsize=10)
-    grid = figure.add_gridspec(max(len(units), 1), columns + 1, width_ratios=[1.5] + [1] * columns)
-    for i, u in enumerate(units):
+    axes = figure.add_subplot()  # one for all: a subplot for each face takes a second
+    axes.imshow(faces.reshape(len(faces) * height, columns * width, 3))
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for edge in range(1, columns):
+        axes.axvline(edge * width - 0.5, color="white", linewidth=3)
+    for edge in range(1, len(units)):
+        axes.axhline(edge * height - 0.5, color="white", linewidth=3)
+    axes.set_xticks([])
+    labels = []
+    for u in units:
         unit = layer.units[u]
         names = "\n".join(f"{c.name} {c.probability:.2f}\nIoU {c.iou:.3f}" for c in unit.concepts[:3])
-        label = figure.add_subplot(grid[i, 0])
-        label.text(0.95, 0.5, f"unit {u} ({unit.region})\n{names}", ha="right", va="center", fontsize=7)
-        label.axis("off")
-        threshold = torch.tensor(layer.statistics["threshold"][[u] * columns])
-        lit = firing_area(torch.tensor(maps[u]), threshold, (height, width)).numpy()
-        for j, image in enumerate(images[u]):
-            if image < 0:
-                continue
-            axes = figure.add_subplot(grid[i, j + 1])
-            face = dictionary.pictures[int(image)].permute(1, 2, 0).expand(-1, -1, 3).numpy()
-            axes.imshow(np.where(lit[j][..., None], face, face * 0.4).astype(np.uint8))
-            axes.axis("off")
+        labels.append(f"unit {u} ({unit.region})\n{names}")
+    axes.set_yticks([(i + 0.5) * height for i in range(len(units))], labels, fontsize=7)
     return render(figure)
+
+
+def _lit(layer: LayerDissection, dictionary: FaceDictionary, unit: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """The unit's faces ``[H, W, 3]``, dark where it does not fire."""
+    images, maps = layer.statistics["exemplar_image"][unit], layer.statistics["exemplar_map"][unit]
+    threshold = torch.tensor(layer.statistics["threshold"][[unit] * len(images)])
+    lit = firing_area(torch.tensor(maps), threshold, dictionary.size).numpy()
+    for fires, image in zip(lit, images, strict=True):
+        if image >= 0:
+            face = dictionary.pictures[int(image)].permute(1, 2, 0).expand(-1, -1, 3).numpy()
+            yield np.where(fires[..., None], face, face * 0.4).astype(np.uint8)
 
 
 def colour(kind: int) -> str:
