@@ -132,7 +132,7 @@ def test_the_callback_dissects_the_same_few_images_every_epoch(tmp_path: Path) -
         def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             self.expected = dissect(pl_module, whole.sample(60), "body.2")
 
-    callback, watch = HNDCallback(whole, max_images=60), Watch()
+    callback, watch = HNDCallback(whole, max_images=60, fresh_seeds=()), Watch()
     trainer(tmp_path, callback, watch, max_epochs=3).fit(Net(), *data())
     assert callback.latest is not None
     assert callback.baseline is not None

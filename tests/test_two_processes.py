@@ -99,7 +99,7 @@ def fit(
 ) -> Found:
     """Trains with batch norm and dropout."""
     L.seed_everything(0, verbose=False)
-    options.setdefault("fresh_seeds", SEEDS)
+    options.setdefault("fresh_seeds", SEEDS if isinstance(strategy, str) else ())  # a split module cannot be reset
     callback = HNDCallback(uneven_dictionary(), LAYERS, batch_size=BATCH, quantile=QUANTILE, **options)
     module = net()
     settings: dict[str, Any] = {"limit_val_batches": 0} if options.get("at_train_epoch_end") else {}
