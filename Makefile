@@ -6,17 +6,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST := .venv-oldest
+# in as many processes as there are cores, up to four; of one thread each, for several would wait for each other
+PYTEST := -m pytest -n auto --maxprocesses 4
 
 .PHONY: demo test test-oldest lint clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
 
+test: export OMP_NUM_THREADS = 1
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
+test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .
