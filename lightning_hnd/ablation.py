@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_hnd.activations import switched_off
-from lightning_hnd.bias import label_names
-from lightning_hnd.concepts import Ontology
 from lightning_hnd.dissection import Dissection, LayerDissection
 from lightning_hnd.processes import ALONE, Processes
 from lightning_hnd.undisturbed import device_of, kept_generators, kept_random_state, undisturbed
@@ -97,7 +95,7 @@ def ablate(
     seed: int = 0,
     none_paired: Literal["raise", "measure"] = "raise",
 ) -> Ablation:
-    """Switches off the units that are paired with a concept, and as many random others, and measures.
+    """Switches off the units that are paired with a concept, and as many random ones, and measures.
 
     A unit that is switched off gives 0 everywhere. Any layer suffers when units are taken from it, so only what exceeds
     the effect of random ones is due to the concept. These are drawn from all live units of the layer, the paired ones
@@ -152,7 +150,7 @@ def paired_units(layer: LayerDissection, concept: str) -> list[int]:
     Raises:
         ValueError: If the ontology has no such concept.
     """
-    labels = labels_of(layer.ontology, concept)
+    labels = layer.ontology.labels_of(concept)
     paired = torch.cat([torch.tensor(layer.paired_concepts), torch.tensor(layer.paired_groups)], dim=1)
     units: list[int] = paired[:, labels].any(1).nonzero().flatten().tolist()
     return units
@@ -162,20 +160,6 @@ def _random_units(live: Tensor, count: int, draws: int, seed: int) -> list[list[
     """So many of the live units, drawn at random."""
     generator, among = torch.Generator().manual_seed(seed), live.nonzero().flatten()
     return [among[torch.randperm(len(among), generator=generator)[:count]].tolist() for _ in range(draws)]
-
-
-def labels_of(ontology: Ontology, concept: str) -> list[int]:
-    """The labels that a name stands for: itself, or the groups of a global concept.
-
-    Raises:
-        ValueError: If the ontology has no such concept.
-    """
-    names = label_names(ontology)
-    labels = [i for i, name in enumerate(names) if name == concept or name.startswith(f"{concept}/")]
-    if not labels:
-        known = [*(c.name for c in ontology.global_), *names]
-        raise ValueError(f"there is no concept or group {concept!r}; known are {', '.join(known)}")
-    return labels
 
 
 def _measure(

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics import Metric
 
-from lightning_hnd.ablation import Ablation, Predict, ablate, labels_of, predict_from_images
+from lightning_hnd.ablation import Ablation, Predict, ablate, predict_from_images
 from lightning_hnd.callback import HNDCallback
 from lightning_hnd.report.keys import prefix
 from lightning_hnd.undisturbed import kept_generators, unlogged
@@ -89,7 +89,7 @@ class AblationCallback(Callback):
         """Refuses a concept that the ontology lacks, before the first step."""
         dictionary = _dissecting(trainer, self).dictionary
         if batch_idx == 0 and dictionary is not None:
-            labels_of(dictionary.ontology, self.concept)
+            dictionary.ontology.labels_of(self.concept)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures, if it is time and the model was just dissected."""

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from lightning_hnd.bias import label_names
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dissection import LayerDissection
 from lightning_hnd.timeline import Array, LayerTimeline, Moment, Timeline
@@ -56,9 +55,9 @@ class BiasAlert:
     taken back when that is no longer so. What a model brought along when its training started raises no alarm.
 
     Args:
-        concept: A global concept (``gender``), one of its groups (``gender/Male``), or, with a cue, a local concept
+        concept: A global concept (``gender``); with a cue also one of its groups (``gender/Male``), or a local concept
             (``Smiling``).
-        cue: Likewise. None: whether the concept is encoded at all.
+        cue: Any of these. None: whether the concept is encoded at all.
         index: What the measure must reach.
         for_epochs: In how many epochs in a row that are dissected; 1 is enough for a single dissection.
         then: ``warn``; ``stop``: warn, and end the training as ``EarlyStopping`` does; or a function to call with the
@@ -110,11 +109,7 @@ class BiasAlert:
                     f"known are {', '.join(known)}"
                 )
             return
-        for name in (self.concept, self.cue):
-            if not len(_labels(ontology, name)):
-                known = [*(c.name for c in ontology.global_), *label_names(ontology)]
-                raise ValueError(f"BiasAlert: there is no concept or group {name!r}; known are {', '.join(known)}")
-        if set(_labels(ontology, self.concept)) & set(_labels(ontology, self.cue)):
+        if set(ontology.labels_of(self.concept)) & set(ontology.labels_of(self.cue)):
             raise ValueError(f"BiasAlert: {self.cue!r} cannot be a cue of {self.concept!r}, of which it is a part")
 
     def refuse_deaf(self, layer: LayerDissection) -> None:
@@ -125,9 +120,11 @@ class BiasAlert:
         """
         if self.cue is None:
             local = len(layer.ontology.local)
-            told = layer.statistics["encoding_lean"][[label - local for label in _labels(layer.ontology, self.concept)]]
+            told = layer.statistics["encoding_lean"][
+                [label - local for label in layer.ontology.labels_of(self.concept)]
+            ]
         else:
-            rows, columns = _labels(layer.ontology, self.concept), _labels(layer.ontology, self.cue)
+            rows, columns = layer.ontology.labels_of(self.concept), layer.ontology.labels_of(self.cue)
             told = layer.statistics["shortcut_index"][rows][:, columns]
         if np.isnan(told).all():
             raise ValueError(
@@ -152,10 +149,10 @@ class BiasAlert:
         )
 
     def _shortcuts(self, layer: LayerTimeline, cue: str) -> tuple[Array, Array, list[str]]:
-        rows, columns = _labels(layer.ontology, self.concept), _labels(layer.ontology, cue)
+        rows, columns = layer.ontology.labels_of(self.concept), layer.ontology.labels_of(cue)
         index, z = (layer.measures[f"shortcut_{name}"][:, rows][:, :, columns] for name in ("index", "z"))
         index, z = index.reshape(len(index), -1), z.reshape(len(z), -1)
-        tests, names = _independent(rows) * _independent(columns), label_names(layer.ontology)
+        tests, names = _independent(rows) * _independent(columns), layer.ontology.labels
         pairs = [f"{names[c]} makes faces look like {names[t]}" for t in rows for c in columns]
         return np.minimum(index, index - index[0]), np.minimum(1.0, tests * _p(z)), pairs
 
@@ -217,11 +214,6 @@ def judge(alerts: Sequence[BiasAlert], timeline: Timeline) -> tuple[dict[str, di
 
 def _keys(alert: BiasAlert) -> tuple[str, str]:
     return f"alert/{alert.name}/measure", f"alert/{alert.name}/raised"
-
-
-def _labels(ontology: Ontology, name: str) -> list[int]:
-    """The labels that a name stands for: itself, or the groups of the global concept."""
-    return [i for i, label in enumerate(label_names(ontology)) if label == name or label.startswith(f"{name}/")]
 
 
 def _independent(labels: Sequence[int]) -> int:

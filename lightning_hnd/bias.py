@@ -119,12 +119,6 @@ class BiasStatistics:
         return result
 
 
-def label_names(ontology: Ontology) -> tuple[str, ...]:
-    """The labels in the order of rows and columns: ``Eyeglasses``, ..., ``gender/Male``, ..."""
-    groups = (f"{concept.name}/{group}" for concept in ontology.global_ for group in concept.groups)
-    return (*(concept.name for concept in ontology.local), *groups)
-
-
 def _concepts(ontology: Ontology) -> list[int]:
     """Of each label a number that groups of one concept share."""
     local = len(ontology.local)

@@ -127,6 +127,24 @@ class Ontology:
             offsets.append(offsets[-1] + len(concept.groups))
         return tuple(offsets)
 
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The local concepts, then the groups: ``Eyeglasses``, ..., ``gender/Male``, ..."""
+        groups = (f"{concept.name}/{group}" for concept in self.global_ for group in concept.groups)
+        return (*(concept.name for concept in self.local), *groups)
+
+    def labels_of(self, name: str) -> list[int]:
+        """The positions among the labels that a name stands for: its own, or those of a global concept's groups.
+
+        Raises:
+            ValueError: If there is no such concept or group.
+        """
+        found = [i for i, label in enumerate(self.labels) if label == name or label.startswith(f"{name}/")]
+        if not found:
+            known = [*(concept.name for concept in self.global_), *self.labels]
+            raise ValueError(f"there is no concept or group {name!r}; known are {', '.join(known)}")
+        return found
+
     def concept_index(self, name: str) -> int:
         """Index of the local concept ``name``.
 

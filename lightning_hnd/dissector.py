@@ -120,7 +120,8 @@ class Dissector:
         known = self._nulls.get(key)
         if known is None and baseline is not None and baseline.info.get("fresh") == key:
             known = {layer.name: null_of(layer.statistics) for layer in baseline}
-        if known is None or any(processes.any([known is None])):
+        missing = any(processes.any([known is None]))  # asked by all, also by those that know
+        if known is None or missing:
             showing = self._showing(trainer, processes)
             with unlogged(pl_module):
                 known = fresh_null(pl_module, dictionary, names, showing, fresh=self.fresh, budget=self.budget)

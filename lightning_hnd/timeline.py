@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lightning_hnd.bias import label_names
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dissection import Dissection, LayerDissection
 from lightning_hnd.functional.defence import LEVEL
@@ -156,7 +155,7 @@ class LayerTimeline:
         Under a rule with a level a pairing is a finding beyond chance, with its false discovery rate; under the
         others it is the crossing of a bar.
         """
-        names, concepts = label_names(self.ontology), len(self.ontology.local)
+        names, concepts = self.ontology.labels, len(self.ontology.local)
         encodings = [concept.name for concept in self.ontology.global_]
         beyond = self.measures["encoding_p"] <= (self.rule.level or LEVEL)
         return (
@@ -175,7 +174,7 @@ class LayerTimeline:
 
     def table(self) -> list[dict[str, str | int | float]]:
         """A row for each moment: plain values, as for a CSV file."""
-        names, concepts = label_names(self.ontology), len(self.ontology.local)
+        names, concepts = self.ontology.labels, len(self.ontology.local)
         counts: dict[str, Array] = {"interpretable": (self.concept >= 0).sum(1), "dead": self.dead.sum(1)}
         counts |= {name: getattr(self, name) for name in ("births", "deaths", "switches", "churn")}
         for some, units in ((names[:concepts], self.units_per_concept), (names[concepts:], self.units_per_group)):
@@ -327,5 +326,5 @@ def _since(moment: Moment) -> str:
 
 
 def _shapes(ontology: Ontology) -> dict[str, tuple[int, ...]]:
-    kinds, labels = len(ontology.global_), len(label_names(ontology))
+    kinds, labels = len(ontology.global_), len(ontology.labels)
     return {name: (kinds,) if name.startswith("encoding") else (labels, labels) for name in _MEASURES}

@@ -130,7 +130,7 @@ def test_switched_off_units_give_nothing_and_the_others_what_they_gave() -> None
     ("wrong", "error", "message"),
     [
         ({"concept": "Eyeglass"}, ValueError, "no concept or group 'Eyeglass'"),
-        ({"concept": "Bald"}, ValueError, "no concept or group|no unit of layer 'units.0' is paired with 'Bald'"),
+        ({"concept": "AU_20"}, ValueError, "no unit of layer 'units.0' is paired with 'AU_20'"),
         ({"controls": 0}, ValueError, "controls must be at least 1"),
         ({"layer": "head"}, KeyError, "no layer 'head'"),
         ({"dataloader": []}, ValueError, "gave no batch"),

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hnd import FaceDictionary, dissect
-from lightning_hnd.bias import BiasStatistics, label_names
+from lightning_hnd.bias import BiasStatistics
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.functional.bias import encoding, labelled, shortcut
 
 FACES = FaceDictionary.rendered(size=32, images=320, seed=3)
-NAMES = label_names(PAPER)
+NAMES = PAPER.labels
 
 
 def carried(faces: FaceDictionary) -> Tensor:
@@ -88,4 +88,4 @@ def test_an_ontology_of_one_kind_only() -> None:
         bias.update(torch.rand(40, 3))
         found = bias.compute(3)
         assert found["encoding_index"].shape == (len(ontology.global_),)
-        assert found["shortcut_index"].shape == (len(label_names(ontology)),) * 2
+        assert found["shortcut_index"].shape == (len(ontology.labels),) * 2

@@ -16,7 +16,6 @@ from torch import nn
 
 from lightning_hnd import Alarm, BiasAlert, Dissection, FaceDictionary, HNDCallback, Timeline, dissect
 from lightning_hnd.alerts import alert_keys, check, judge
-from lightning_hnd.bias import label_names
 from lightning_hnd.checkpoints import dissect_checkpoints, moments
 from lightning_hnd.cli import main
 from lightning_hnd.concepts import PAPER
@@ -25,9 +24,9 @@ from lightning_hnd.report.timelines import timeline_picture, write_timeline
 from lightning_hnd.rules import README
 from lightning_hnd.timeline import LayerTimeline, Moment
 
-C, K, L = len(PAPER.local), len(PAPER.global_), len(label_names(PAPER))
+C, K, L = len(PAPER.local), len(PAPER.global_), len(PAPER.labels)
 G = L - C
-MALE, GLASSES = label_names(PAPER).index("gender/Male"), label_names(PAPER).index("Eyeglasses")
+MALE, GLASSES = PAPER.labels.index("gender/Male"), PAPER.labels.index("Eyeglasses")
 
 
 def layer(concepts: list[list[int]], first: int = -1) -> LayerTimeline:
@@ -199,7 +198,7 @@ def test_an_alarm_says_what_it_is_about() -> None:
 
 def test_each_pair_that_a_name_stands_for_is_judged_for_itself() -> None:
     found = with_shortcut([0.0] * 4)
-    ages = [i for i, name in enumerate(label_names(PAPER)) if name.startswith("age/")]
+    ages = [i for i, name in enumerate(PAPER.labels) if name.startswith("age/")]
     for t, age in enumerate(ages[:4]):  # each at one moment
         found.measures["shortcut_index"][t, age, GLASSES] = 0.5
         found.measures["shortcut_z"][t, age, GLASSES] = 9

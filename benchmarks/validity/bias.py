@@ -17,7 +17,7 @@ from judge import binomial_interval
 from torch import Tensor, nn
 
 from lightning_hnd import FaceDictionary, RenderedFaces
-from lightning_hnd.bias import BiasStatistics, label_names
+from lightning_hnd.bias import BiasStatistics
 
 SIZE, IMAGES, UNITS = 48, 800, 48
 BAR, LEVEL = 0.2, 0.05
@@ -73,7 +73,7 @@ def judge(seeds: int) -> None:
     for seed in range(seeds):
         faces = FaceDictionary.rendered(SIZE, images=IMAGES, seed=100 + seed)
         drawn = RenderedFaces.sample(IMAGES, seed=100 + seed)  # the same faces, of which all labels are known
-        names, ontology = label_names(faces.ontology), faces.ontology
+        names, ontology = faces.ontology.labels, faces.ontology
         task, cue = names.index("gender/Male"), names.index("Eyeglasses")
         carried = torch.zeros(IMAGES, len(ontology.local), dtype=torch.bool)
         carried[faces.mask_image, faces.mask_concept] = True

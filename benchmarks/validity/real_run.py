@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hnd import README, Dissection, FaceDictionary, HNDCallback
-from lightning_hnd.bias import label_names
 from lightning_hnd.report import history
 from lightning_hnd.report.keys import prefix, scalars
 
@@ -119,7 +118,7 @@ def table(dissections: list[Dissection], accuracies: list[float]) -> Iterator[st
 
 
 def _groups(dissection: Dissection) -> str:
-    names = label_names(dissection.ontology)[len(dissection.ontology.local) :]
+    names = dissection.ontology.labels[len(dissection.ontology.local) :]
     return _counted(names, dissection[LAYER].paired_groups.sum(0))
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hnd import Dissection, FaceDictionary, HNDCallback, RenderedFaces
-from lightning_hnd.bias import label_names
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.report import history
 
@@ -211,7 +210,7 @@ class Run:
     ) -> Run:
         """Reads it off the dissections."""
         ontology = found[0].ontology
-        names = label_names(ontology)
+        names = ontology.labels
         task = names.index(experiment.task)
         rows = {
             measure: torch.stack([torch.tensor(d[LAYER].statistics[f"shortcut_{measure}"][task]) for d in found], dim=1)

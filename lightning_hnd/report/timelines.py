@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from lightning_hnd.bias import label_names
 from lightning_hnd.report.figures import Picture, colour, new_figure, render
 from lightning_hnd.timeline import LayerTimeline, Timeline
 from lightning_hnd.whole_files import whole_file
@@ -155,7 +154,7 @@ def _encodings(axes: Any, layer: LayerTimeline) -> None:
 def _shortcuts(axes: Any, layer: LayerTimeline) -> None:
     axes.set_title("which label makes a face look like another's (0: neither does)", fontsize=9, loc="left")
     names, index, error = (
-        label_names(layer.ontology),
+        layer.ontology.labels,
         layer.measures["shortcut_index"],
         layer.measures["shortcut_error"],
     )
