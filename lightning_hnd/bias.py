@@ -106,8 +106,9 @@ class BiasStatistics:
         shape = (self._size, self._size)
         nan = torch.full(shape, torch.nan, dtype=torch.float64, device=self._scores[0].device)
         result = Shortcut(nan, nan.clone(), nan.clone())
-        for task, task_scores in zip(self._sources, self._scores, strict=True):
-            for cue, cue_scores in zip(self._sources, self._scores, strict=True):
+        shown = [(s, scores) for s, scores in zip(self._sources, self._scores, strict=True) if len(s.images)]
+        for task, task_scores in shown:
+            for cue, cue_scores in shown:
                 of_task, of_cue = Contrasts(task.contrast, task.basis), Contrasts(cue.contrast, cue.basis)
                 measured = shortcut_from_scores(task_scores[:, cue.label], of_task, cue_scores[:, task.label], of_cue)
                 for name, value in vars(measured).items():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.functional import order_statistic, quantile_from_top
+from lightning_hnd.functional.host import exceeds, largest, positions
 from lightning_hnd.unit_table import UnitTable
 
 
@@ -47,12 +48,15 @@ class Largest:
         assert self._k is not None
         assert self.floor is not None
         values = maps.flatten(1)
-        above = (values > self.floor[unit].unsqueeze(1)).flatten().nonzero().flatten()
-        unit = unit[above.div(values.shape[1], rounding_mode="floor")]
+        above = positions(exceeds(values, self.floor[unit].unsqueeze(1)))
+        unit = unit.index_select(0, above.div(values.shape[1], rounding_mode="floor"))
         count = torch.bincount(unit, minlength=len(self.floor))
-        rank = torch.arange(len(unit), device=unit.device) - (count.cumsum(0) - count)[unit]
-        columns = values.new_full((len(count), int(count.max())), -torch.inf)
-        columns[unit, rank] = values.flatten()[above]
+        width = int(count.max())
+        columns = values.new_full((len(count), width), -torch.inf)
+        # the first of a unit's values comes to the start of its row
+        place = torch.arange(len(unit), device=unit.device)
+        place += (torch.arange(len(count), device=unit.device) * width - count.cumsum(0) + count).index_select(0, unit)
+        columns.view(-1).index_copy_(0, place, values.flatten().index_select(0, above))
         self.table.append(columns)
         if self.table.columns > self._k + self._k // 2:
             self._raise_floor(self._k)
@@ -61,9 +65,9 @@ class Largest:
         floors = []
 
         def select(values: Tensor) -> Tensor:
-            largest = values.topk(k, dim=1, sorted=False).values
-            floors.append(largest.amin(1))
-            return largest
+            top = largest(values, k)
+            floors.append(top.amin(1))
+            return top
 
         self.table.rewrite(select)
         self.floor = torch.cat(floors)

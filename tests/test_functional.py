@@ -20,8 +20,8 @@ from lightning_hnd.functional import (
     mid_ranks,
     upsample,
 )
+from lightning_hnd.functional.host import count_bits
 from lightning_hnd.functional.interpolation import firing_area
-from lightning_hnd.functional.tiles import count_bits
 
 CONCEPTS = 5
 

@@ -9,7 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.tiles import TileGrid, count_bits
+from lightning_hnd.functional.host import count_bits
+from lightning_hnd.functional.tiles import TileGrid
 
 
 @dataclass(frozen=True)

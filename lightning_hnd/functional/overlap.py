@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_hnd.functional.host import count_bits, positions
 from lightning_hnd.functional.interpolation import floor_to
 from lightning_hnd.functional.masks import CutMasks, cut_masks
-from lightning_hnd.functional.tiles import TileGrid, active_blocks, count_bits, firing_words
+from lightning_hnd.functional.tiles import TileGrid, active_blocks, crossings
 
 _CELLS = 2**20  # blocks looked at together,
 _BLOCKS = 2**16  # ... and pixels counted in: large enough for the cost of a call, small enough for the caches
@@ -130,7 +131,7 @@ def count_overlap(
     device, num_units = maps.device, thresholds.shape[0]
     level = floor_to(thresholds.double(), maps.dtype)[map_unit]
     grid = TileGrid.of((maps.shape[1], maps.shape[2]), masks.size, device)
-    fires = (maps.flatten(1).amax(1) > level).nonzero().flatten()
+    fires = positions(maps.flatten(1).amax(1) > level)
     fires = fires[map_image[fires].argsort(stable=True)]
     pieces = _Pieces.of(masks, mask_image, mask_concept, grid)
     order = mask_image.argsort(stable=True)
@@ -145,7 +146,7 @@ def count_overlap(
         row = map_unit[part] * num_concepts
         image = map_image[part]
         for of_map, of_concept, inside in _inside(maps.index_select(0, part), level[part], image, pieces, grid, area):
-            intersection.index_add_(0, row[of_map] + of_concept, inside)
+            intersection.index_add_(0, row.index_select(0, of_map).add_(of_concept), inside)
         i, mask = _expand(first_mask[image], first_mask[image + 1])
         cell = row[i] + concept[mask]
         firing.index_add_(0, cell, area[i])
@@ -193,16 +194,19 @@ def _inside(
     low, high = int(image[0]), int(image[-1]) + 1
     begin, end = torch.searchsorted(pieces.key, image.new_tensor([low, high]) * grid.places).tolist()
     first = begin + _begins(pieces.key[begin:end] - low * grid.places, (high - low) * grid.places)
-    for blocks in active_blocks(padded, level, grid).split(_BLOCKS):
-        words = firing_words(padded, level, blocks, grid)
-        area.index_add_(0, blocks.map, count_bits(words).sum(-1))
-        at = torch.add(blocks.place, (image - low).index_select(0, blocks.map), alpha=grid.places)
-        masked = (first[1:] > first[:-1]).index_select(0, at).nonzero().flatten()
-        at = at[masked]
-        i, piece = _expand(first[at], first[at + 1])
-        block = masked[i]
-        inside = words.index_select(0, block).bitwise_and_(pieces.words.index_select(0, piece))
-        yield blocks.map[block], pieces.concept[piece], count_bits(inside).sum(-1)
+    blocks = active_blocks(padded, level, grid)
+    at = torch.add(blocks.place, (image - low).index_select(0, blocks.map), alpha=grid.places)
+    # pixels one by one only where there is a mask, or a row is none
+    pixels = ((first[1:] > first[:-1]) | ~grid.full.repeat(high - low)).index_select(0, at)
+    for some in blocks.at(positions(~pixels)).split(_BLOCKS):
+        area.index_add_(0, some.map, crossings(padded, level, some, grid).area())
+    pixels = positions(pixels)
+    for some, place in zip(blocks.at(pixels).split(_BLOCKS), at.index_select(0, pixels).split(_BLOCKS), strict=True):
+        words = crossings(padded, level, some, grid).words()
+        area.index_add_(0, some.map, count_bits(words).sum(-1))
+        i, piece = _expand(first.index_select(0, place), first.index_select(0, place + 1))
+        inside = words.index_select(0, i).bitwise_and_(pieces.words.index_select(0, piece))
+        yield some.map.index_select(0, i), pieces.concept.index_select(0, piece), count_bits(inside).sum(-1)
 
 
 def _begins(key: Tensor, num_keys: int) -> Tensor:
@@ -214,7 +218,7 @@ def _expand(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     """The members of ranges: for each the position of its range, and itself."""
     count = end - begin
     i = torch.arange(len(count), device=count.device).repeat_interleave(count)
-    return i, torch.arange(len(i), device=i.device) + (begin - count.cumsum(0) + count)[i]
+    return i, torch.arange(len(i), device=i.device).add_((begin - count.cumsum(0) + count).index_select(0, i))
 
 
 def _validate_masks(

@@ -7,8 +7,9 @@ In the others each row of pixels runs monotonically from its left end to its rig
 on paper, since each step of ``a + (b - a) * t`` is monotone in ``t``: the pixels that are on are those before
 a crossing, or those after it. Where the row crosses the threshold takes a handful of operations; where the
 crossing falls closer to the centre of a pixel than rounding lets it be told from it, the pixels are asked the
-very question that the definition asks. Rows become 16-bit words, masks are cut into the same words once, and
-what remains is "and" and counting bits. Every count equals that of the dense form.
+very question that the definition asks. Crossings add up to the area that fires. Where there are masks, rows become
+16-bit words, masks are cut into the same words once, and what remains is "and" and counting bits. Every count equals
+that of the dense form.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_hnd.functional.host import exceeds, positions
 from lightning_hnd.functional.interpolation import axis_pixels, axis_position, lerp
 
 _WIDTH = 16  # pixels in a word's row; wider tiles are cut into blocks of this width
 _ROWS = 4  # rows in a 64-bit word
+_SIGN = -(2**31)  # the sign bit of a float32
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ class TileGrid:
         return torch.stack([down[self.place_row], (along / (2 * self.cells[1]))[self.place_block]])
 
     @cached_property
+    def full(self) -> Tensor:
+        """``[places]`` bool, whether a block has all ``K`` rows."""
+        return (self.row_count == self.rows)[self.place_row]
+
+    @cached_property
     def inside(self) -> Tensor:
         """``[places, K / 4]`` int64, on where a block has pixels."""
         everything = torch.ones(1, *self.size, dtype=torch.bool)
@@ -138,7 +146,7 @@ class Blocks(NamedTuple):
 
     def at(self, some: Tensor) -> Blocks:
         """Some of them."""
-        return Blocks(*(field[some] for field in self))
+        return Blocks(*(field.index_select(0, some) for field in self))
 
     def split(self, size: int) -> list[Blocks]:
         """The same in parts of at most ``size``."""
@@ -153,18 +161,49 @@ def active_blocks(padded: Tensor, level: Tensor, grid: TileGrid) -> Blocks:
         level: ``[R]``.
         grid: Their grid.
     """
-    above = padded > level[:, None, None]
+    above = exceeds(padded, level[:, None, None])
     above = above[:, 1:] | above[:, :-1]
     above = above[:, :, 1:] | above[:, :, :-1]
     if not grid.one_block_a_tile:
         above = above.index_select(2, grid.block_gap)  # a tile has several blocks, or no pixel at all
-    found = above.flatten().nonzero().flatten()
+    found = positions(above)
     map_ = found.div(grid.places, rounding_mode="floor")
     return Blocks(map_, found - map_ * grid.places)
 
 
-def firing_words(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> Tensor:
-    """The pixels of blocks that exceed the level of their map, ``[A, K / 4]`` int64.
+class Crossings(NamedTuple):
+    """The pixels of ``A`` blocks that exceed the level of their map: in each row those before a crossing, or after it.
+
+    Attributes:
+        first: ``[K, A]`` float32, the first pixel beyond the crossing, from 0 to the number of columns of the block.
+        falling: ``[K, A]`` int32, the sign bit alone where the pixels before it are on; 0 where it and those after it
+            are.
+        blocks: Which blocks.
+        grid: Their grid.
+    """
+
+    first: Tensor
+    falling: Tensor
+    blocks: Blocks
+    grid: TileGrid
+
+    def words(self) -> Tensor:
+        """The pixels of each block, ``[A, K / 4]`` int64. Uses up the crossings."""
+        # on from the crossing to the right, or turned over
+        on = torch.bitwise_left_shift(-1, self.first.int()).bitwise_xor_(self.falling.bitwise_right_shift_(31))
+        upper, lower = on[1::2].bitwise_left_shift_(16), on[::2].bitwise_and_(0xFFFF)
+        words = torch.stack(lower.bitwise_or_(upper).unbind(0), dim=1).view(torch.int64)  # of .t(), in half the time
+        return words.bitwise_and_(self.grid.inside.index_select(0, self.blocks.place))
+
+    def area(self) -> Tensor:
+        """How many pixels of each block are on, ``[A]`` int64, rows counted in that are none. Uses up the crossings."""
+        half = _columns(self.blocks, self.grid) / 2
+        beyond = self.first.sub_(half).view(torch.int32).bitwise_xor_(self.falling).view(torch.float32)
+        return (half * self.grid.rows - beyond.sum(0)).long()
+
+
+def crossings(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> Crossings:
+    """Where rows of pixels cross the level of their map.
 
     Count from the level, in units of ``M``, the largest magnitude of level and corners. Let ``s`` be the pixels between
     two cells, ``D`` the difference of the ends of a row of pixels, and ``R`` how far the level lies above the value at
@@ -184,33 +223,32 @@ def firing_words(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) 
         blocks: Which blocks of them.
         grid: Their grid.
     """
-    level = level.index_select(0, blocks.map)
-    count = grid.block_count.float()[grid.place_block].index_select(0, blocks.place)
+    count = _columns(blocks, grid)
     difference, rise = _rows(padded, level, blocks, grid)
-    crossing = rise / difference
+    first = rise / difference
     zero = count.new_zeros(1)
-    nearest = crossing.round().clamp_(zero, count - 1)
+    nearest = first.round().clamp_(zero, count - 1)
     apart = torch.addcmul(rise, nearest, difference, value=-1, out=rise).abs_()
-    crossing = crossing.ceil_().clamp_(zero, count)
-    falling = difference.view(torch.int32).bitwise_right_shift_(31)  # the sign: -1 or 0
+    first, falling = first.ceil_().clamp_(zero, count), difference.view(torch.int32).bitwise_and_(_SIGN)
     reach = 64 * torch.finfo(torch.float32).eps * grid.size[1] / grid.cells[1]
-    unsure = (~(apart.amin(0) > reach)).nonzero().flatten()
+    unsure = positions(~(apart.amin(0) > reach))
     if len(unsure):
         row, at = (~(apart.index_select(1, unsure) > reach)).nonzero(as_tuple=True)
         at = unsure[at]
-        crossing[row, at], falling[row, at] = _asked(padded, level[at], blocks.at(at), row, grid)
-    # on from the crossing to the right, or turned over
-    on = torch.bitwise_left_shift(-1, crossing.int()).bitwise_xor_(falling)
-    upper, lower = on[1::2].bitwise_left_shift_(16), on[::2].bitwise_and_(0xFFFF)
-    words = torch.stack(lower.bitwise_or_(upper).unbind(0), dim=1).view(torch.int64)  # of .t(), in half the time
-    return words.bitwise_and_(grid.inside.index_select(0, blocks.place))
+        first[row, at], falling[row, at] = _asked(padded, level, blocks.at(at), row, grid)
+    return Crossings(first, falling, blocks, grid)
+
+
+def _columns(blocks: Blocks, grid: TileGrid) -> Tensor:
+    """Of each block, ``[A]`` float32."""
+    return grid.block_count.float()[grid.place_block].index_select(0, blocks.place)
 
 
 def _rows(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> tuple[Tensor, Tensor]:
-    """``D`` and ``R`` of :func:`firing_words` for each row of pixels: ``[K, A]`` float32."""
-    corners = _corners(padded, blocks, grid)
-    unit = torch.stack([*corners, level]).abs_().amax(0).double()
-    a, b, c, d, level = (values.double() / unit for values in (*corners, level))
+    """``D`` and ``R`` of :func:`crossings` for each row of pixels: ``[K, A]`` float32."""
+    values = torch.cat([_corners(padded, blocks, grid), level.index_select(0, blocks.map)[None]])
+    unit = values.abs().amax(0).double()
+    a, b, c, d, level = values.double().div_(unit)
     down, along = grid.offset.index_select(1, blocks.place)
     left, spacing, step = b - a, grid.size[1] / grid.cells[1], grid.cells[0] / grid.size[0]
     twist = (d - c).sub_(left)
@@ -218,10 +256,12 @@ def _rows(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> tupl
     rise = torch.addcmul(a - level, down, left).mul_(-spacing).addcmul_(along, difference, value=-1)
     difference_per_row = twist.mul_(step)
     rise_per_row = left.mul_(-spacing * step).addcmul_(along, difference_per_row, value=-1)
-    lines = torch.stack([difference, difference_per_row, rise, rise_per_row]).float()
     # rows of pixels in the first dimension: every operand is then long or constant in the second
     row = torch.arange(grid.rows, dtype=torch.float32, device=level.device)[:, None]
-    return torch.addcmul(lines[0], row, lines[1]), torch.addcmul(lines[2], row, lines[3])
+    return (
+        torch.addcmul(difference.float(), row, difference_per_row.float()),
+        torch.addcmul(rise.float(), row, rise_per_row.float()),
+    )
 
 
 def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tensor:
@@ -229,20 +269,17 @@ def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tens
     return (2 * first + 1) * cells - pixels - 2 * pixels * (gap - 1)
 
 
-def _corners(padded: Tensor, blocks: Blocks, grid: TileGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The cells above and below on the left, and those on the right: ``[A]`` each."""
+def _corners(padded: Tensor, blocks: Blocks, grid: TileGrid) -> Tensor:
+    """The cells above and below on the left, and those on the right: ``[4, A]``."""
     stride, cells = padded.shape[2], padded.flatten()
     place = grid.place_row * stride + grid.block_gap[grid.place_block]
     corner = torch.add(place.index_select(0, blocks.place), blocks.map, alpha=padded.shape[1] * stride)
-    upper_left, lower_left, upper_right, lower_right = (
-        cells.index_select(0, corner + step) for step in (0, stride, 1, stride + 1)
-    )
-    return upper_left, lower_left, upper_right, lower_right
+    return torch.stack([cells[step:].index_select(0, corner) for step in (0, stride, 1, stride + 1)])
 
 
 def _asked(padded: Tensor, level: Tensor, blocks: Blocks, row: Tensor, grid: TileGrid) -> tuple[Tensor, Tensor]:
-    """Crossing and sign of one row of each block, by the definition of each pixel: ``[A]`` float32 and int32."""
-    a, b, c, d = _corners(padded, blocks, grid)
+    """One row of each block, by the definition of each pixel: ``[A]`` each, as in :class:`Crossings`."""
+    (a, b, c, d), level = _corners(padded, blocks, grid), level[blocks.map]
     down, along = (axis_position(grid.cells[i], grid.size[i], padded)[1] for i in (0, 1))
     place_row = grid.place_row[blocks.place]
     t = down[(grid.row_first[place_row] + row).clamp(max=grid.size[0] - 1)]
@@ -253,28 +290,4 @@ def _asked(padded: Tensor, level: Tensor, blocks: Blocks, row: Tensor, grid: Til
     count = grid.block_count[block]
     on = ((lerp(left, right, along[pixel]) > level) & (column < count)).sum(0)
     falling = left > right
-    return torch.where(falling, on, count - on).float(), -falling.int()
-
-
-def count_bits(words: Tensor) -> Tensor:
-    """Number of one-bits in each word.
-
-    Args:
-        words: Any shape, int64.
-
-    Returns:
-        The same shape, int64.
-
-    Example:
-        >>> import torch
-        >>> from lightning_hnd.functional.tiles import count_bits
-        >>> count_bits(torch.tensor([0, 5, -1]))
-        tensor([ 0,  2, 64])
-    """
-    if words.device.type == "cpu" and hasattr(np, "bitwise_count"):  # since NumPy 2: an instruction of the processor
-        return torch.from_numpy(np.bitwise_count(words.numpy().view(np.uint64))).long()
-    # the usual sum of neighbouring fields; shifts keep the sign, and the masks clear what that brings in
-    words = words - ((words >> 1) & 0x5555555555555555)
-    words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
-    words = (words + (words >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return (words * 0x0101010101010101) >> 56
+    return torch.where(falling, on, count - on).float(), falling.int() * _SIGN

@@ -1,0 +1,92 @@
+"""What NumPy does several times as fast as torch in main memory. On other devices torch does it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_VECTORISED = hasattr(np, "bitwise_count")  # NumPy 2: sorts with vector instructions, and counts bits with one
+
+
+def _on_host(values: Tensor) -> bool:
+    return values.device.type == "cpu"
+
+
+def exceeds(values: Tensor, level: Tensor) -> Tensor:
+    """Whether values lie above a level: bool, of the shape to which the two broadcast."""
+    if _on_host(values):
+        return torch.from_numpy(np.greater(values.numpy(), level.numpy()))
+    return values > level
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Where a mask is true, in its flat form.
+
+    Args:
+        mask: Any shape, bool.
+
+    Returns:
+        ``[n]`` int64, ascending.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.host import positions
+        >>> positions(torch.tensor([[True, False], [False, True]]))
+        tensor([0, 3])
+    """
+    if _on_host(mask):
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero().flatten()
+
+
+def argsort(values: Tensor) -> Tensor:
+    """The order of each row, ``[R, n]`` int64; equal values in any order."""
+    if _on_host(values):
+        return torch.from_numpy(np.argsort(values.numpy(), axis=1))
+    return values.argsort(dim=1)
+
+
+def largest(values: Tensor, k: int) -> Tensor:
+    """The ``k`` largest values of each row, in any order.
+
+    Args:
+        values: ``[R, n]``, without NaN.
+        k: At most ``n``.
+
+    Returns:
+        ``[R, k]``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.host import largest
+        >>> largest(torch.tensor([[3.0, 1.0, 2.0]]), 2).sort().values
+        tensor([[2., 3.]])
+    """
+    if _on_host(values) and _VECTORISED and values.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.sort(values.numpy(), axis=1)[:, values.shape[1] - k :])
+    return values.topk(k, dim=1, sorted=False).values
+
+
+def count_bits(words: Tensor) -> Tensor:
+    """Number of one-bits in each word.
+
+    Args:
+        words: Any shape, int64.
+
+    Returns:
+        The same shape, int64.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.host import count_bits
+        >>> count_bits(torch.tensor([0, 5, -1]))
+        tensor([ 0,  2, 64])
+    """
+    if _on_host(words) and _VECTORISED:
+        return torch.from_numpy(np.bitwise_count(words.numpy().view(np.uint64))).long()
+    # the usual sum of neighbouring fields; shifts keep the sign, and the masks clear what that brings in
+    words = words - ((words >> 1) & 0x5555555555555555)
+    words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
+    words = (words + (words >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (words * 0x0101010101010101) >> 56
