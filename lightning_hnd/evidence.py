@@ -88,24 +88,21 @@ class Evidence:
         """Takes in the images of one source."""
         kind, places = self._kinds[number], Places.of(self._faces, self._cells)
         rows = (batch.source == number).nonzero().flatten()
-        flat = maps[rows].flatten(2)  # [b, U, P]
-        lens = kind.lens(places, maps.device)  # [L K + A, P]: modes of L concepts, usual places of A of them
-        mean = flat.mean(2)
-        norm = torch.linalg.vector_norm(flat - mean.unsqueeze(2), dim=2)
-        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # [b, U], 0 for constant maps
-        seen = lens @ flat.transpose(1, 2)  # [b, L K + A, U]
-        concepts = len(kind.concepts)
+        some = maps if len(rows) == len(maps) else maps.index_select(0, rows)
+        flat = some.flatten(2)  # [b, U, P]
         if kind.absent:
-            responses = seen[:, concepts * MODES :].permute(2, 1, 0).flatten(0, 1)
-            self._responses[number].append(responses, batch.index[rows])
+            seen = places.usual[kind.absent].to(flat) @ flat.transpose(1, 2)  # [b, A, U]
+            self._responses[number].append(seen.permute(2, 1, 0).flatten(0, 1), batch.index[rows])
+        mean = flat.mean(2, keepdim=True)
+        flat = flat - mean
+        norm = torch.linalg.vector_norm(flat, dim=2, keepdim=True)
+        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # [b, U, 1], 0: constant maps
         masks = kind.masks_of(self._faces, places, batch, rows)
-        own = seen[:, : concepts * MODES].unflatten(1, (concepts, MODES))[masks.row, masks.slot]
-        a = own * scale[masks.row].unsqueeze(1)  # [M, K, U]
-        each = torch.cat([a, a.square(), a * masks.coefficient.unsqueeze(2)], dim=1)
-        member = functional.one_hot(masks.slot, concepts).t().to(a)  # adds up, always in the same order
-        agreement = ((masks.shape @ flat.transpose(1, 2)) * scale.unsqueeze(1)).sum(0)
-        found = torch.cat([(member @ each.flatten(1)).unflatten(1, each.shape[1:]), agreement.unsqueeze(1)], dim=1)
-        self._sums[kind.concepts] += found.double()
+        seen = (masks.lens.flatten(1, 2) @ flat.transpose(1, 2)).mul_(scale.transpose(1, 2))
+        a, agreement = seen.unflatten(1, masks.lens.shape[1:3]).split([MODES, 1], dim=2)
+        each = torch.cat([a, a.square(), a * masks.coefficient.unsqueeze(3), agreement], dim=2)  # [b, m, 3 K + 1, U]
+        # adds up, always in the same order
+        self._sums[kind.concepts] += torch.einsum("lbm,bmku->lku", masks.member, each).double()
 
     def compute(self, processes: Processes = ALONE) -> dict[str, Tensor]:
         """The test statistics.
@@ -185,26 +182,26 @@ class _Kind:
         concepts = [c for c, k in enumerate(faces.ontology.concept_kind) if k == kind and count[c]]
         return cls(concepts, [c for c in concepts if LEAST_IMAGES <= count[c] <= images - LEAST_IMAGES])
 
-    def lens(self, places: Places, device: torch.device) -> Tensor:
-        """What maps are multiplied with: ``[L K + A, P]``, the modes of the concepts, and the usual places of some."""
-        modes = places.modes[self.concepts]
-        modes = modes - modes.mean(2, keepdim=True)  # as good as to take the mean from each map
-        return torch.cat([modes.flatten(0, 1), places.usual[self.absent]]).to(device)
-
     def masks_of(self, faces: FaceDictionary, places: Places, batch: DictionaryBatch, rows: Tensor) -> _Masks:
-        """What is known of some images of a batch."""
-        device, images = rows.device, len(rows)
-        slot = torch.full((len(faces.ontology.local),), -1, device=device)
-        slot[self.concepts] = torch.arange(len(self.concepts), device=device)
-        row = torch.full((len(batch.index),), -1, device=device)
-        row[rows] = torch.arange(images, device=device)
+        """What is known of the masks of some images ``[b]`` of a batch."""
+        slot = torch.full((len(faces.ontology.local),), -1, device=rows.device)
+        slot[self.concepts] = torch.arange(len(self.concepts), device=rows.device)
+        row = torch.full((len(batch.index),), -1, device=rows.device)
+        row[rows] = torch.arange(len(rows), device=rows.device)
         row, slot = row[batch.mask_image], slot[batch.mask_concept]
-        own = (row >= 0).nonzero().flatten()
-        row, slot = row[own], slot[own]
+        own = ((row >= 0) & (slot >= 0)).nonzero().flatten()
+        row, slot, concept = row[own], slot[own], batch.mask_concept[own].cpu()
         number = own.cpu() + torch.searchsorted(faces.mask_image, batch.index[:1].cpu())
-        shape = torch.zeros(images, len(self.concepts), places.usual.shape[1], device=device)
-        shape[row, slot] = places.shape[number].to(device)
-        return _Masks(row, slot, places.coefficient[number].to(device), shape)
+        count = torch.bincount(row, minlength=len(rows))
+        place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]  # among those of its image
+        shape = (len(rows), int(count.max()) if len(rows) else 0)
+        lens = torch.zeros(*shape, MODES + 1, places.usual.shape[1], device=rows.device)
+        lens[row, place] = torch.cat([places.modes[concept], places.shape[number].unsqueeze(1)], dim=1).to(rows.device)
+        coefficient = torch.zeros(*shape, MODES, device=rows.device)
+        coefficient[row, place] = places.coefficient[number].to(rows.device)
+        member = torch.zeros(len(self.concepts), *shape, device=rows.device)
+        member[slot, row, place] = 1
+        return _Masks(lens, coefficient, member)
 
     def tests(self, faces: FaceDictionary, images: Tensor) -> list[tuple[int, Contrast]]:
         """Each concept that can be absent, and its contrast over some images: the other concepts are held fixed."""
@@ -216,19 +213,17 @@ class _Kind:
 
 
 class _Masks(NamedTuple):
-    """Masks of some images, and what :class:`Places` knows of them.
+    """At most ``m`` masks of each of ``b`` images, and what :class:`Places` knows of them; 0 after the last.
 
     Attributes:
-        row: ``[M]``, the image.
-        slot: ``[M]``, which of the ``L`` concepts.
-        coefficient: ``[M, K]``.
-        shape: ``[images, L, P]``, 0 where an image has no mask.
+        lens: ``[b, m, K + 1, P]``, what maps are multiplied with: the modes of the mask's concept, and the mask.
+        coefficient: ``[b, m, K]``.
+        member: ``[L, b, m]``, 1 for the masks of each of the ``L`` concepts.
     """
 
-    row: Tensor
-    slot: Tensor
+    lens: Tensor
     coefficient: Tensor
-    shape: Tensor
+    member: Tensor
 
 
 class _Seen:
