@@ -17,10 +17,10 @@ from lightning_hnd.functional import (
     concept_iou,
     count_overlap,
     group_affinity,
+    host,
     mid_ranks,
     upsample,
 )
-from lightning_hnd.functional.host import count_bits
 from lightning_hnd.functional.interpolation import firing_area
 
 CONCEPTS = 5
@@ -121,7 +121,26 @@ def test_counts_equal_the_dense_form(kind: str, dtype: torch.dtype) -> None:
 
 def test_count_bits() -> None:
     words = torch.randint(-(2**63), 2**63 - 1, (1000,), generator=torch.Generator().manual_seed(0))
-    assert count_bits(words).tolist() == [bin(w & (2**64 - 1)).count("1") for w in words.tolist()]
+    assert host.count_bits(words).tolist() == [bin(w & (2**64 - 1)).count("1") for w in words.tolist()]
+
+
+def test_what_numpy_does_torch_does_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(40, 60, generator=generator).round(decimals=1)  # with ties
+    values[0, :50] = -torch.inf
+    words = torch.randint(-(2**63), 2**63 - 1, (1000,), generator=generator)
+
+    def found() -> list[Tensor]:
+        above = host.exceeds(values, values[:, :1])
+        ordered = values.gather(1, host.argsort(values))
+        top = host.largest(values, 7).sort(1).values
+        return [above, host.positions(above), host.positions(above.t()), ordered, top, host.count_bits(words)]
+
+    numpys = found()
+    monkeypatch.setattr(host, "_on_host", lambda _: False)
+    for ours, theirs in zip(found(), numpys, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
 
 
 def test_upsampling_never_leaves_the_range_of_its_corners() -> None:
