@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,10 @@ from lightning_hnd.bias import BiasStatistics
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.functional import Overlap, concept_response, count_overlap, group_affinity, order_statistic
-from lightning_hnd.functional.masks import CutMasks
+from lightning_hnd.kept_maps import KeptMaps, MapsAndMasks
 from lightning_hnd.largest import Largest, thresholds
 from lightning_hnd.rules import README
 from lightning_hnd.unit_table import UnitTable
-
-_LITTLE = 2**26  # bytes of maps that are not worth looking through
-_TOGETHER = 2**20  # values of maps that are counted together
 
 
 class DissectionMetric(Metric):
@@ -132,8 +129,7 @@ class DissectionMetric(Metric):
     def _begin(self) -> None:
         self._map_shape: tuple[int, ...] = ()
         self._twice = False
-        self._kept: list[_Kept] = []
-        self._kept_before = 0
+        self._kept = KeptMaps()
         self._peaks = UnitTable()
         self._largest: Largest | None = None
 
@@ -156,7 +152,7 @@ class DissectionMetric(Metric):
         _require_finite(peak, trough)
         if self._twice and len(self.threshold):
             fires = (peak > self.threshold[0]) & local[:, None]
-            self._count(self._keep(*_select(maps, fires), batch))
+            self._count(MapsAndMasks.of(*_select(maps, fires), batch))
             self.counted.append(batch.index[local])
             return
         self.index.append(batch.index)
@@ -180,8 +176,8 @@ class DissectionMetric(Metric):
         if not self._twice:
             for name in self._COUNTING:  # of an earlier compute(): there is more now
                 setattr(self, name, [])
-            self._kept.append(self._keep(image, unit, some, batch))
-            self._drop_below(self._largest.floor)
+            self._kept.append(MapsAndMasks.of(image, unit, some, batch))
+            self._kept.drop_below(self._largest.floor)
 
     def _shaped(self, activations: Tensor, batch: DictionaryBatch) -> Tensor:
         if activations.ndim != 4 or activations.shape[0] != len(batch.index):
@@ -196,23 +192,12 @@ class DissectionMetric(Metric):
         maps = activations.detach().contiguous()
         return maps if maps.dtype == torch.float64 else maps.float()
 
-    def _keep(self, image: Tensor, unit: Tensor, maps: Tensor, batch: DictionaryBatch) -> _Kept:
-        cut = batch.masks.cut((maps.shape[1], maps.shape[2])).to(maps.device)
-        return _Kept(maps, unit, batch.index[image], cut, batch.index[batch.mask_image], batch.mask_concept)
-
-    def _drop_below(self, floor: Tensor | None) -> None:
-        # once in a while, for it looks at all of them
-        if floor is not None and self.kept_bytes > max(2 * self._kept_before, _LITTLE):
-            for i, kept in enumerate(self._kept):  # one after the other, for there may be much
-                self._kept[i] = kept.select(kept.maps.flatten(1).amax(1) > floor[kept.unit])
-            self._kept_before = self.kept_bytes
-
     # ------------------------------------------------------------------------------------------------------ counting
 
     @property
     def kept_bytes(self) -> int:
         """Memory of the maps that are kept for counting."""
-        return sum(kept.maps.numel() * kept.maps.element_size() for kept in self._kept)
+        return self._kept.bytes
 
     @property
     def needs_second_pass(self) -> bool:
@@ -222,7 +207,7 @@ class DissectionMetric(Metric):
     def let_go(self) -> None:
         """Drops the maps and keeps none from now on: the images will be seen a second time."""
         self._twice = True
-        self._kept = []
+        self._kept = KeptMaps()
         self._peaks.spill()
         if self._largest is not None:
             self._largest.table.spill()
@@ -249,10 +234,10 @@ class DissectionMetric(Metric):
         self.threshold, self.exemplar_image = [threshold], [exemplar_image]
         self.counts = [torch.zeros(1, 4, units, concepts, dtype=torch.int64, device=threshold.device)]
         self.exemplar_map = [state["low"].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
-        for some in _Kept.join(self._kept):
+        for some in self._kept.together():
             self._count(some)
 
-    def _count(self, kept: _Kept) -> None:
+    def _count(self, kept: MapsAndMasks) -> None:
         self.counts[0] += torch.stack(
             count_overlap(
                 kept.maps,
@@ -393,42 +378,6 @@ class DissectionMetric(Metric):
                 f"the metric has seen {int(local.sum())} images with local labels; {self.num_local} expected"
             )
         return local
-
-
-class _Kept(NamedTuple):
-    """Maps of one batch that may fire, and the masks of its images.
-
-    Attributes:
-        maps: ``[R, h, w]``.
-        unit: ``[R]`` int64.
-        image: ``[R]`` int64, positions in the dictionary.
-        masks: ``M`` masks.
-        mask_image: ``[M]`` int64, positions in the dictionary.
-        mask_concept: ``[M]`` int64.
-    """
-
-    maps: Tensor
-    unit: Tensor
-    image: Tensor
-    masks: CutMasks
-    mask_image: Tensor
-    mask_concept: Tensor
-
-    def select(self, which: Tensor) -> _Kept:
-        """Some of the maps."""
-        return self._replace(maps=self.maps[which], unit=self.unit[which], image=self.image[which])
-
-    @staticmethod
-    def join(batches: Sequence[_Kept]) -> Iterator[_Kept]:
-        """The same, small batches put together: a call costs much beside the counting of few maps."""
-        together: list[_Kept] = []
-        for i, kept in enumerate(batches, start=1):
-            together.append(kept)
-            if i == len(batches) or sum(part.maps.numel() for part in together) >= _TOGETHER:
-                fields: dict[str, Any] = {name: [getattr(k, name) for k in together] for name in _Kept._fields}
-                masks = CutMasks.join(fields.pop("masks"))
-                yield _Kept(masks=masks, **{name: torch.cat(parts) for name, parts in fields.items()})
-                together = []
 
 
 def _select(maps: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -171,7 +171,7 @@ def test_batches_and_pruning_change_nothing(dictionary: FaceDictionary, dtype: t
 
 
 def test_pruning_keeps_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_hnd.metric._LITTLE", 0)
+    monkeypatch.setattr("lightning_hnd.kept_maps._LITTLE", 0)
     dictionary = random_dictionary(images=120)
     metric = DissectionMetric(num_local=dictionary.num_local)
     maps = torch.randn(len(dictionary), UNITS, *CELLS, generator=torch.Generator().manual_seed(0))
@@ -275,7 +275,7 @@ def test_activations_are_released_from_the_graph(dictionary: FaceDictionary) -> 
     batch = next(dictionary.batches(8))
     metric = DissectionMetric()
     metric.update(activations(dictionary)[:8].requires_grad_(), batch)
-    assert not any(kept.maps.requires_grad for kept in metric._kept)
+    assert not any(kept.maps.requires_grad for kept in metric._kept.together())
 
 
 def synced(way: str) -> dict[str, Tensor]:
