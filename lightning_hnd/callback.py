@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from lightning_hnd.activations import Grid
 from lightning_hnd.alerts import Alarm, BiasAlert, alert_keys, check
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.dissector import Dissector
+from lightning_hnd.dissector import Dissector, Subject
 from lightning_hnd.faults import tolerated
 from lightning_hnd.fresh import FreshWeights, Null
 from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
@@ -349,29 +350,29 @@ class HNDCallback(Callback):
 
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
-        few = self._known.subset(range(self._processes.size))
-        self._prepare(trainer, pl_module, few)
-        self._dissector.measure(trainer, pl_module, few, self._names, self._processes)  # fails now rather than later
+        few = self._prepare(trainer, pl_module, self._known.subset(range(self._processes.size)))
+        self._dissector.measure(few)  # fails now rather than later
         kept = self._publisher.go_on(trainer, self._known, self._processes)
         self.baseline = kept if self.baseline is None else self.baseline
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
-        self._prepare(trainer, pl_module, self._known)
-        what = (trainer, pl_module, self._known, self._names, self._processes)
+        subject = self._prepare(trainer, pl_module, self._known)
         if self._learnt and not self._null:
-            self._null = self._dissector.null(*what, self.baseline)
-        return self._dissector.dissect(*what, null=self._null, at_start=at_start)
+            self._null = self._dissector.null(subject, self.baseline)
+        return self._dissector.dissect(subject, null=self._null, at_start=at_start)
 
-    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary) -> None:
-        """What must be settled before a dictionary is shown; the first time, the layers are chosen."""
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary) -> Subject:
+        """Settles what must be before a dictionary is shown; the first time, the layers are chosen."""
         # processes share it out by number
         self._processes.require_same("dictionaries", f"{dictionary}, {dictionary.fingerprint}")
+        subject = Subject(trainer, pl_module, dictionary, self._processes)
         if not self._names:
-            self._names = self._dissector.find_layers(trainer, pl_module, dictionary, self._processes)
+            self._names = self._dissector.find_layers(subject)
         if self._learnt is None:
-            self._learnt = self._dissector.asks_learnt(pl_module, self._processes)
+            self._learnt = self._dissector.asks_learnt(subject)
         check(self._alerts, dictionary.ontology)
         self._check_keys(trainer)
+        return replace(subject, layers=self._names)
 
     @property
     def _known(self) -> FaceDictionary:

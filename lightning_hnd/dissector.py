@@ -22,6 +22,25 @@ from lightning_hnd.undisturbed import unlogged
 
 
 @dataclass(frozen=True)
+class Subject:
+    """The module of a Trainer, and what it is dissected with now.
+
+    Attributes:
+        trainer: The Trainer.
+        module: Its module.
+        dictionary: The faces.
+        processes: Those that share the faces; all of them call what takes a subject.
+        layers: Names of layers, once they are known.
+    """
+
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    dictionary: FaceDictionary
+    processes: Processes
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Dissector:
     """Dissects the LightningModule of a Trainer, always with the same settings.
 
@@ -75,17 +94,15 @@ class Dissector:
         of_rule[self.rules[-1]] += [*keys_over_time(dictionary.ontology), *more]
         return [f"{prefix(name, rule.name)}/{key}" for rule in self.rules for name in names for key in of_rule[rule]]
 
-    def find_layers(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary, processes: Processes
-    ) -> tuple[str, ...]:
-        """Chooses the layers by a forward pass; the choice is printed. Called by all processes."""
-        with unlogged(pl_module), processes.forward("finding the layers"):
-            names, said = choose_layers(pl_module, dictionary, self.layers, self._showing(trainer, processes))
+    def find_layers(self, subject: Subject) -> tuple[str, ...]:
+        """Chooses the layers by a forward pass; the choice is printed."""
+        with unlogged(subject.module), subject.processes.forward("finding the layers"):
+            names, said = choose_layers(subject.module, subject.dictionary, self.layers, self._showing(subject))
         if said:
             rank_zero_info(f"HNDCallback: {said}")
         return names
 
-    def asks_learnt(self, pl_module: pl.LightningModule, processes: Processes) -> bool:
+    def asks_learnt(self, subject: Subject) -> bool:
         """Whether networks with fresh weights will be asked what is learnt.
 
         If they cannot be made that is an error where somebody asked for them, and else a warning.
@@ -95,8 +112,8 @@ class Dissector:
         """
         if self.rules[-1].level is None or not self.fresh.seeds:
             return False
-        with unlogged(pl_module), processes.together("making a network with fresh weights"):
-            obstacle = self.fresh.obstacle(pl_module, split=processes.split)
+        with unlogged(subject.module), subject.processes.together("making a network with fresh weights"):
+            obstacle = self.fresh.obstacle(subject.module, split=subject.processes.split)
         if obstacle is None:
             return True
         if self.fresh.demanded:
@@ -106,66 +123,44 @@ class Dissector:
         )
         return False
 
-    def null(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        dictionary: FaceDictionary,
-        names: Sequence[str],
-        processes: Processes,
-        baseline: Dissection | None,
-    ) -> Null:
-        """What fresh weights do: as remembered, as the run's baseline holds it, or found out now by all processes."""
-        key = self.fresh.key(pl_module, dictionary, names, self.showing)
+    def null(self, subject: Subject, baseline: Dissection | None) -> Null:
+        """What fresh weights do: as remembered, as the run's baseline holds it, or found out now."""
+        key = self._fresh_key(subject)
         known = self._nulls.get(key)
         if known is None and baseline is not None and baseline.info.get("fresh") == key:
             known = {layer.name: null_of(layer.statistics) for layer in baseline}
-        missing = any(processes.any([known is None]))  # asked by all, also by those that know
+        missing = any(subject.processes.any([known is None]))  # asked by all, also by those that know
         if known is None or missing:
-            showing = self._showing(trainer, processes)
-            with unlogged(pl_module):
-                known = fresh_null(pl_module, dictionary, names, showing, fresh=self.fresh, budget=self.budget)
+            what = (subject.module, subject.dictionary, subject.layers, self._showing(subject))
+            with unlogged(subject.module):
+                known = fresh_null(*what, fresh=self.fresh, budget=self.budget)
         self._nulls[key] = known
         return known
 
-    def measure(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        dictionary: FaceDictionary,
-        names: Sequence[str],
-        processes: Processes,
-    ) -> dict[str, dict[str, Tensor]]:
-        """Shows a dictionary to the module. Called by all processes, which share it."""
-        rule, showing = self.rules[-1], self._showing(trainer, processes)
-        evidence = rule.level is not None
-        with unlogged(pl_module):
-            return measure(
-                pl_module, dictionary, names, rule.quantile, showing, budget=self.budget, evidence=evidence
-            )  # fmt: skip
+    def measure(self, subject: Subject) -> dict[str, dict[str, Tensor]]:
+        """Shows the dictionary to the module."""
+        rule, evidence = self.rules[-1], self.rules[-1].level is not None
+        what = (subject.module, subject.dictionary, subject.layers, rule.quantile, self._showing(subject))
+        with unlogged(subject.module):
+            return measure(*what, budget=self.budget, evidence=evidence)
 
-    def dissect(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        dictionary: FaceDictionary,
-        names: Sequence[str],
-        processes: Processes,
-        *,
-        null: Null,
-        at_start: bool,
-    ) -> Dissection:
-        """Dissects the module as it is now. Called by all processes."""
-        statistics = with_null(self.measure(trainer, pl_module, dictionary, names, processes), null)
+    def dissect(self, subject: Subject, *, null: Null, at_start: bool) -> Dissection:
+        """Dissects the module as it is now."""
+        statistics = with_null(self.measure(subject), null)
+        trainer, dictionary = subject.trainer, subject.dictionary
         moment = {"epoch": trainer.current_epoch, "step": trainer.global_step, "at_start": at_start}
-        fresh = {"fresh": self.fresh.key(pl_module, dictionary, names, self.showing)} if null else {}
+        fresh = {"fresh": self._fresh_key(subject)} if null else {}
         info = {**describe(dictionary), **moment, **fresh}
         return Dissection.from_statistics(statistics, dictionary.ontology, self.rules[-1], info)
 
-    def _showing(self, trainer: pl.Trainer, processes: Processes) -> Showing:
+    def _fresh_key(self, subject: Subject) -> str:
+        return self.fresh.key(subject.module, subject.dictionary, subject.layers, self.showing)
+
+    def _showing(self, subject: Subject) -> Showing:
+        trainer = subject.trainer
         return replace(
             self.showing,
             progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
             context=trainer.precision_plugin.forward_context,
-            processes=processes,
+            processes=subject.processes,
         )
