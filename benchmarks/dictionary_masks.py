@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from lightning_hnd.building import SourceOptions
+from lightning_hnd.building.drawing import Mask
 from lightning_hnd.building.faces import Face
 from lightning_hnd.building.geometry import areas
 from lightning_hnd.building.landmarks import Points, five_of, from_five
 from lightning_hnd.building.parts import Regions, five_points
 from lightning_hnd.building.pictures import open_picture
-from lightning_hnd.building.shapes import Mask
 from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources import READERS
 from lightning_hnd.building.writing import concept_masks
@@ -106,11 +106,9 @@ def against_a_dictionary(celeba: Path, dictionary: Path) -> None:
             for name, path in masks.items():
                 with Image.open(dictionary / path) as image:
                     theirs = np.asarray(image.convert("L")) > 0
-                try:
-                    size = theirs.shape[0], theirs.shape[1]
-                    overlap.add(name, concept_masks(face, size, size, frozenset((name,)))[name], theirs)
-                except ValueError:  # hidden by our geometry
-                    overlap.add(name, np.zeros_like(theirs), theirs)
+                size = theirs.shape[0], theirs.shape[1]
+                ours, _ = concept_masks(face, size, size, frozenset((name,)))
+                overlap.add(name, ours.get(name, np.zeros_like(theirs)), theirs)  # our geometry may hide it
     print(f"{compared} images in both, {equal} with equal labels")
     for name, iou in sorted(overlap.iou().items(), key=lambda item: -item[1]):
         print(f"| {name} | {iou:.2f} |")
