@@ -1,8 +1,8 @@
 """How well masks drawn from landmarks agree with true masks, and with another rendering: see docs/dictionaries.md.
 
 Run: ``python benchmarks/dictionary_masks.py --facesynthetics DIR --celebamask-hq DIR --celeba DIR --dictionary DIR``,
-each where you have it. IoU is pooled over the faces that show a part. CelebAMask-HQ has no landmarks of its own: 68 of
-them are read from ``landmarks_68.csv`` in its folder, if you have made some with a detector.
+each where you have it. IoU is pooled over the faces that show a part. CelebAMask-HQ has no landmarks of its own:
+``--landmarks FILE`` gives 68 that a detector made, with columns ``image, x0, y0, ... x67, y67``.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Overlap:
         return {name: self.both[name] / max(self.either[name], 1) for name in self.either}
 
 
-def faces_of(kind: str, root: Path) -> list[Face]:
-    return READERS[kind](SourceOptions(kind, root), Findings())
+def faces_of(kind: str, root: Path, landmarks: Path | None = None) -> list[Face]:
+    return READERS[kind](SourceOptions(kind, root, landmarks=landmarks), Findings())
 
 
 def drawn(landmarks: Points, size: tuple[int, int], names: tuple[str, ...]) -> Mask:
@@ -71,14 +71,14 @@ def with_landmarks(face: Face, regions: Regions) -> Iterator[tuple[str, Points]]
         landmarks = face.landmarks.astype(np.float64) * (size[1] / width, size[0] / height)
         yield "68 landmarks", landmarks
         yield "five of them", from_five(five_of(landmarks))
-    elif (points := five_points({name: mask for name, mask in regions.items() if mask.any()})) is not None:
+    if (points := five_points({name: mask for name, mask in regions.items() if mask.any()})) is not None:
         yield "five points taken from the true masks", points
 
 
-def against_true_masks(kind: str, root: Path) -> None:
+def against_true_masks(kind: str, root: Path, landmarks_file: Path | None) -> None:
     overlaps: dict[str, Overlap] = defaultdict(Overlap)
     count: dict[str, int] = defaultdict(int)
-    for face in faces_of(kind, root):
+    for face in faces_of(kind, root, landmarks_file):
         assert face.regions is not None
         regions = face.regions()
         for what, landmarks in with_landmarks(face, regions):
@@ -118,11 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("facesynthetics", "celebamask-hq", "celeba", "dictionary"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--landmarks", type=Path, help="68 landmarks of CelebAMask-HQ's pictures")
     args = parser.parse_args()
     print("| | " + " | ".join(PARTS) + " |")
-    for kind, root in (("facesynthetics", args.facesynthetics), ("celebamask_hq", args.celebamask_hq)):
-        if root is not None:
-            against_true_masks(kind, root)
+    if args.facesynthetics is not None:
+        against_true_masks("facesynthetics", args.facesynthetics, None)
+    if args.celebamask_hq is not None:
+        against_true_masks("celebamask_hq", args.celebamask_hq, args.landmarks)
     if args.celeba is not None and args.dictionary is not None:
         against_a_dictionary(args.celeba, args.dictionary)
 
