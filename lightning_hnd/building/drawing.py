@@ -17,8 +17,8 @@ Places: TypeAlias = npt.NDArray[np.int64]
 Line: TypeAlias = npt.NDArray[np.float64]
 
 _COVERED = 2**8
-"""What a disc or a rectangle adds to a pixel of the canvas; a side to the left of the pixel adds one. No shape has half
-as many sides, so that a sum tells both apart."""
+"""What a disc or a rectangle adds to a pixel of the canvas; a side to the left of the pixel adds or takes one. No shape
+has half as many sides, so that a sum tells both apart."""
 
 
 def draw(drawings: Sequence[Sequence[Shape]], face: PlacedFace, size: tuple[int, int]) -> list[tuple[Mask, float]]:
@@ -76,7 +76,7 @@ def _fill(shapes: Sequence[Shape], face: PlacedFace) -> Iterator[_Patch]:
     radius = np.array([shape.grow for shape in shapes]) * face.scale
 
     canvas = _Canvas.around(start, last - count + 1, radius + 1)
-    canvas.add_sides(start, end, of, 1)
+    canvas.add_sides(start, end, of, np.ones(len(start)))
     if (grown := radius[of] > 0).any():
         start, end, of = start[grown], end[grown], of[grown]
         canvas.add_rectangles(start, end, of, radius[of])
@@ -100,43 +100,46 @@ def _cut_at_nose(patch: _Patch, face: PlacedFace, side: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Canvas:
-    """Boxes about shapes, one below the other; each cell holds what is added from there on along its row.
+    """Boxes about shapes, row by row, one after the other; each cell holds what is added from there on.
+
+    What enters a row also leaves it: the sums are 0 at the end of each row, and one running sum does for all.
 
     Attributes:
         low: ``[N, 2]``, the column and the row of the picture at which each box begins.
-        size: ``[N, 2]``, width and height.
-        row: ``[N]``, the row of the canvas at which each begins.
-        cells: ``[sum of heights, width + 1]``.
+        size: ``[N, 2]``, width and height; the last column of a box takes what ends beyond it.
+        first: ``[N]``, the cell at which each begins.
+        cells: ``[sum of widths x heights]``.
     """
 
     low: Places
     size: Places
-    row: Places
+    first: Places
     cells: npt.NDArray[np.int16]
 
     @classmethod
     def around(cls, corners: Points, first: Places, margin: Line) -> _Canvas:
         """Boxes about the corners from each ``first`` on."""
         low = np.floor(np.minimum.reduceat(corners, first) - margin[:, None]).astype(np.int64)
-        size = np.ceil(np.maximum.reduceat(corners, first) + margin[:, None]).astype(np.int64) - low
-        below = size[:, 1].cumsum()
-        return cls(low, size, below - size[:, 1], np.zeros((below[-1], size[:, 0].max() + 1), np.int16))
+        high = np.ceil(np.maximum.reduceat(corners, first) + margin[:, None]).astype(np.int64)
+        size = high - low + (1, 0)
+        beyond = size.prod(1).cumsum()
+        return cls(low, size, beyond - size.prod(1), np.zeros(beyond[-1], np.int16))
 
     def patches(self) -> Iterator[_Patch]:
         """What is covered in each box."""
-        sums = self.cells.cumsum(1, np.int16)
-        covered = ((sums & 1) | (sums >= _COVERED)).astype(np.bool_)
-        boxes = np.column_stack([self.low[:, ::-1], self.row, self.size[:, ::-1]])
-        for top, left, row, height, width in boxes.tolist():
-            yield top, left, covered[row : row + height, :width]
+        sums = self.cells.cumsum(dtype=np.int16)
+        covered = ((sums & 1) | (sums >= _COVERED // 2)).astype(np.bool_)
+        boxes = zip(self.low.tolist(), self.size.tolist(), self.first.tolist(), strict=True)
+        for (left, top), (width, height), first in boxes:
+            yield top, left, covered[first : first + width * height].reshape(height, width)[:, :-1]
 
-    def add_sides(self, start: Points, end: Points, of: Places, weight: int | Line) -> None:
-        """Adds a weight from where sides cross a row on, up to the right end of the box ``of`` each."""
+    def add_sides(self, start: Points, end: Points, of: Places, weight: Line) -> None:
+        """Adds a weight, or where sides go down takes it, from where they cross a row of the box ``of`` each on."""
         low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
         side, y = _rows(np.ceil(low - 0.5), np.ceil(high - 0.5))
         (from_x, from_y), (way_x, way_y) = start[side].T, (end - start)[side].T
-        weight = weight if isinstance(weight, int) else weight[side]
-        self._add(np.ceil(from_x + (y - from_y) * way_x / way_y - 0.5), y, of[side], weight)
+        x = from_x + (y - from_y) * way_x / way_y
+        self._add(np.ceil(x - 0.5), y, of[side], (weight * np.sign(start[:, 1] - end[:, 1]))[side])
 
     def add_rectangles(self, start: Points, end: Points, of: Places, radius: Line) -> None:
         """Covers all that lies beside a side, up to a radius from it."""
@@ -145,19 +148,20 @@ class _Canvas:
         beside = way[:, ::-1] * (radius / np.where(length > 0, length, 1.0))[:, None] * (1, -1)
         corners = np.stack([start + beside, end + beside, end - beside, start - beside])
         start, end = corners.reshape(-1, 2), corners[[1, 2, 3, 0]].reshape(-1, 2)
-        self.add_sides(start, end, np.tile(of, 4), _COVERED * np.sign(start[:, 1] - end[:, 1]))
+        self.add_sides(start, end, np.tile(of, 4), np.full(len(start), float(_COVERED)))
 
     def add_discs(self, middle: Points, of: Places, radius: Line) -> None:
         """Covers all within a radius of some points."""
         disc, y = _rows(np.ceil(middle[:, 1] - radius - 0.5), np.floor(middle[:, 1] + radius - 0.5) + 1)
         half = np.sqrt(np.maximum(radius[disc] ** 2 - (y - middle[disc, 1]) ** 2, 0.0))
-        self._add(np.ceil(middle[disc, 0] - half - 0.5), y, of[disc], _COVERED)
-        self._add(np.floor(middle[disc, 0] + half + 0.5), y, of[disc], -_COVERED)
+        x, weight = middle[disc, 0], np.full(len(disc), float(_COVERED))
+        self._add(np.ceil(x - half - 0.5), y, of[disc], weight)
+        self._add(np.floor(x + half + 0.5), y, of[disc], -weight)
 
-    def _add(self, x: Line, y: Line, of: Places, weight: int | Line) -> None:
+    def _add(self, x: Line, y: Line, of: Places, weight: Line) -> None:
         left, top = self.low[of].T
-        place = (y.astype(np.int64) - top + self.row[of]) * self.cells.shape[1] + x.astype(np.int64) - left
-        np.add.at(self.cells.reshape(-1), place, np.asarray(weight, np.int16))
+        place = self.first[of] + (y.astype(np.int64) - top) * self.size[of, 0] + x.astype(np.int64) - left
+        np.add.at(self.cells, place, weight.astype(np.int16))
 
 
 def _rows(first: Line, beyond: Line) -> tuple[Places, Line]:

@@ -89,13 +89,14 @@ def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written
         folder = f"{GLOBAL_FOLDER}/{_FOLDER_OF_CONCEPT.get(role[0], role[0])}/{role[1]}"
         path = f"{folder}/{_slug(face)}{face.picture.suffix.lower() if copied else '.jpg'}"
     labels = _labels(face, angle)
-    (root / folder).mkdir(parents=True, exist_ok=True)
+    place = root / folder
+    place.mkdir(parents=True, exist_ok=True)
     (root / path).write_bytes(contents if copied else _jpeg(image))
     encoded: dict[int, bytes] = {}  # concepts of one area share its mask
     for name, mask in masks.items():
         if id(mask) not in encoded:
             encoded[id(mask)] = _grey_png(mask)
-        (root / folder / f"{name}.png").write_bytes(encoded[id(mask)])
+        (place / f"{name}.png").write_bytes(encoded[id(mask)])
     return Written(
         path,
         tuple(f"{folder}/{name}.png" for name in masks),
