@@ -1,8 +1,8 @@
 """How well masks drawn from landmarks agree with true masks, and with another rendering: see docs/dictionaries.md.
 
 Run: ``python benchmarks/dictionary_masks.py --facesynthetics DIR --celebamask-hq DIR --celeba DIR --dictionary DIR``,
-each where you have it. IoU is pooled over the faces that show a part. CelebAMask-HQ has no landmarks of its own: 68 of
-them are read from ``landmarks_68.csv`` in its folder, if you have made some with a detector.
+each where you have it. IoU is pooled over the faces that show a part. CelebAMask-HQ has no landmarks of its own:
+``--landmarks FILE`` gives 68 that a detector made, with columns ``image, x0, y0, ... x67, y67``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from lightning_hnd.building import SourceOptions
+from lightning_hnd.building.drawing import Mask
 from lightning_hnd.building.faces import Face
 from lightning_hnd.building.geometry import areas
 from lightning_hnd.building.landmarks import Points, five_of, from_five
 from lightning_hnd.building.parts import Regions, five_points
 from lightning_hnd.building.pictures import open_picture
-from lightning_hnd.building.shapes import Mask
 from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources import READERS
 from lightning_hnd.building.writing import concept_masks
@@ -52,8 +52,8 @@ class Overlap:
         return {name: self.both[name] / max(self.either[name], 1) for name in self.either}
 
 
-def faces_of(kind: str, root: Path) -> list[Face]:
-    return READERS[kind](SourceOptions(kind, root), Findings())
+def faces_of(kind: str, root: Path, landmarks: Path | None = None) -> list[Face]:
+    return READERS[kind](SourceOptions(kind, root, landmarks=landmarks), Findings())
 
 
 def drawn(landmarks: Points, size: tuple[int, int], names: tuple[str, ...]) -> Mask:
@@ -71,14 +71,14 @@ def with_landmarks(face: Face, regions: Regions) -> Iterator[tuple[str, Points]]
         landmarks = face.landmarks.astype(np.float64) * (size[1] / width, size[0] / height)
         yield "68 landmarks", landmarks
         yield "five of them", from_five(five_of(landmarks))
-    elif (points := five_points({name: mask for name, mask in regions.items() if mask.any()})) is not None:
+    if (points := five_points({name: mask for name, mask in regions.items() if mask.any()})) is not None:
         yield "five points taken from the true masks", points
 
 
-def against_true_masks(kind: str, root: Path) -> None:
+def against_true_masks(kind: str, root: Path, landmarks_file: Path | None) -> None:
     overlaps: dict[str, Overlap] = defaultdict(Overlap)
     count: dict[str, int] = defaultdict(int)
-    for face in faces_of(kind, root):
+    for face in faces_of(kind, root, landmarks_file):
         assert face.regions is not None
         regions = face.regions()
         for what, landmarks in with_landmarks(face, regions):
@@ -106,11 +106,9 @@ def against_a_dictionary(celeba: Path, dictionary: Path) -> None:
             for name, path in masks.items():
                 with Image.open(dictionary / path) as image:
                     theirs = np.asarray(image.convert("L")) > 0
-                try:
-                    size = theirs.shape[0], theirs.shape[1]
-                    overlap.add(name, concept_masks(face, size, size, frozenset((name,)))[name], theirs)
-                except ValueError:  # hidden by our geometry
-                    overlap.add(name, np.zeros_like(theirs), theirs)
+                size = theirs.shape[0], theirs.shape[1]
+                ours, _ = concept_masks(face, size, size, frozenset((name,)))
+                overlap.add(name, ours.get(name, np.zeros_like(theirs)), theirs)  # our geometry may hide it
     print(f"{compared} images in both, {equal} with equal labels")
     for name, iou in sorted(overlap.iou().items(), key=lambda item: -item[1]):
         print(f"| {name} | {iou:.2f} |")
@@ -120,11 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("facesynthetics", "celebamask-hq", "celeba", "dictionary"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--landmarks", type=Path, help="68 landmarks of CelebAMask-HQ's pictures")
     args = parser.parse_args()
     print("| | " + " | ".join(PARTS) + " |")
-    for kind, root in (("facesynthetics", args.facesynthetics), ("celebamask_hq", args.celebamask_hq)):
-        if root is not None:
-            against_true_masks(kind, root)
+    if args.facesynthetics is not None:
+        against_true_masks("facesynthetics", args.facesynthetics, None)
+    if args.celebamask_hq is not None:
+        against_true_masks("celebamask_hq", args.celebamask_hq, args.landmarks)
     if args.celeba is not None and args.dictionary is not None:
         against_a_dictionary(args.celeba, args.dictionary)
 

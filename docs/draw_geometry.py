@@ -36,8 +36,8 @@ def main() -> None:
     figure, axes = plt.subplots(5, 8, figsize=(16, 11.4))
     for axis in axes.flat:
         axis.axis("off")
-    masks, problem = areas(face, SIZE, list(AREAS))
-    assert problem is None, problem
+    masks, hidden = areas(face, SIZE, list(AREAS))
+    assert not hidden, hidden
     for axis, concept in zip(axes.flat, names, strict=False):
         draw_face(axis, face)
         axis.contourf(masks[concept.name], levels=[0.5, 1], colors=[COLOURS[concept.region]], alpha=0.45)

@@ -32,6 +32,7 @@ from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.building import SourceOptions, build_dictionary
 from lightning_hnd.building.choosing import choose
 from lightning_hnd.building.faces import Face
+from lightning_hnd.building.landmarks import MEAN_DEPTH, MEAN_FACE, five_of
 from lightning_hnd.building.matching import match_groups
 from lightning_hnd.building.skin import skin_tone, to_lab, typology_angle
 from lightning_hnd.cli import main
@@ -110,6 +111,26 @@ def test_true_masks_are_kept_and_sides_told_by_place(tmp_path: Path) -> None:
     }.items():
         np.testing.assert_array_equal(np.asarray(Image.open(folder / f"{name}.png")) > 0, ids == number)
     assert not (np.asarray(Image.open(folder / "left_cheek.png")) > 0)[ids != 1].any()  # cheeks are skin, and not nose
+
+
+def test_a_face_that_hides_a_part_gives_no_parts_but_its_attributes(tmp_path: Path) -> None:
+    """Absence is a label: without its hidden cheek the face would count as one that has none."""
+    root = make_celeba(tmp_path / "celeba")
+    lines = (root / "landmarks_68.csv").read_text().splitlines()
+    turn, scale = np.radians(45), 22.0
+    x = np.cos(turn) * MEAN_FACE[:, 0] + np.sin(turn) * MEAN_DEPTH
+    turned = np.stack([x, MEAN_FACE[:, 1]], axis=1) * scale + (44, 38)
+    for i in range(12):
+        lines[i + 1] = landmark_row(f"{i + 1:06d}.jpg", turned if i < 6 else landmarks_in((109, 89), i))
+    (root / "landmarks_68.csv").write_text("\n".join(lines))
+    faces = build(tmp_path, [SourceOptions("celeba", root)], per_concept=3)
+    attribute, part = (PAPER.kinds.index(kind) for kind in ("attribute", "part"))
+    files = [row["file"] for row in faces.labels]
+    parts = (faces.source == part).nonzero().flatten().tolist()
+    assert parts
+    assert all((faces.mask_image == i).sum() == 8 and files[i] > "000006.jpg" for i in parts)
+    kept = [files[i] for i in (faces.source == attribute).nonzero().flatten().tolist()]
+    assert any(file <= "000006.jpg" for file in kept)
 
 
 def test_the_same_input_makes_the_same_files_and_a_seed_others(tmp_path: Path, sources: list[SourceOptions]) -> None:
@@ -283,6 +304,29 @@ def test_five_landmarks_do_where_there_are_no_more(tmp_path: Path) -> None:
     assert {row["masks"] for row in rows_of(tmp_path / "out/non_localizable/labels.csv") if row["masks"]} == {
         "5 landmarks"
     }
+
+
+def test_landmarks_that_miss_the_face_are_told_by_the_five_points_of_celeba(tmp_path: Path) -> None:
+    """One face has the landmarks of another place: they have the shape of a face, and only the five points know."""
+    root = make_celeba(tmp_path / "celeba")
+    lines = (root / "landmarks_68.csv").read_text().splitlines()
+    missed = landmarks_in((109, 89), 4)
+    eyes = np.linalg.norm(missed[42:48].mean(0) - missed[36:42].mean(0))
+    lines[5] = landmark_row("000005.jpg", missed - (0.4 * eyes, 0))
+    lines[6] = landmark_row("000006.jpg", landmarks_in((109, 89), 5) - (0.2 * eyes, 0))  # as annotators may differ
+    (root / "landmarks_68.csv").write_text("\n".join(lines))
+    (without,) = build_dictionary(tmp_path / "without", [SourceOptions("celeba", root)], progress=False)
+    assert without.datacard["images"] == 12  # nothing tells
+    five = ["lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"]
+    for i in range(12):
+        points = five_of(landmarks_in((109, 89), i)).ravel()
+        five.append(f"{i + 1:06d}.jpg " + " ".join(f"{value:.0f}" for value in points))
+    (root / "list_landmarks_align_celeba.txt").write_text("\n".join(["12", *five]))
+    (built,) = build_dictionary(tmp_path / "out", [SourceOptions("celeba", root)], progress=False)
+    assert built.datacard["images"] == 11
+    (said,) = [found for found in built.findings["celeba"] if "left out" in found]
+    assert "0.3 eye distances from the five points of list_landmarks_align_celeba.txt" in said
+    assert "000005" in said
 
 
 def test_celebamask_hq_as_it_is_released(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_labels_and_masks_are_those_of_a_careful_dictionary() -> None:
             assert {Path(path).stem for path in masks} == face.kinds["attribute"], face.name
             with Image.open(REAL / "visual_dictionary" / row["image"]) as image:
                 size = image.height, image.width
-            ours = concept_masks(face, size, size, face.kinds["attribute"])
+            ours, _ = concept_masks(face, size, size, face.kinds["attribute"])
             for path in masks:
                 with Image.open(REAL / "visual_dictionary" / path) as image:
                     theirs = np.asarray(image.convert("L")) > 0

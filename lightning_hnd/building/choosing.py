@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from lightning_hnd.building.drawing import Mask
 from lightning_hnd.building.faces import Face
 from lightning_hnd.building.matching import Codes, Matched, match_groups
-from lightning_hnd.building.shapes import Mask
 from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.concepts import PAPER
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lightning_hnd.building.drawing import Mask, draw
 from lightning_hnd.building.landmarks import Points, objection
 from lightning_hnd.building.shapes import (
-    Mask,
     PlacedFace,
     Shape,
     beside_nose,
     between,
-    draw,
     ellipse,
     hull,
     line,
@@ -126,7 +125,7 @@ AREAS: Mapping[str, tuple[Shape, ...]] = {
 """The shapes whose union is the area of each concept."""
 
 
-def areas(landmarks: Points, size: tuple[int, int], concepts: Sequence[str]) -> tuple[dict[str, Mask], str | None]:
+def areas(landmarks: Points, size: tuple[int, int], concepts: Sequence[str]) -> tuple[dict[str, Mask], dict[str, str]]:
     """Draws the masks of concepts; ``left_*`` is the left of the picture, whichever way the face is mirrored.
 
     Args:
@@ -135,26 +134,29 @@ def areas(landmarks: Points, size: tuple[int, int], concepts: Sequence[str]) -> 
         concepts: Some of :data:`AREAS`.
 
     Returns:
-        A mask ``[H, W]`` bool for each concept; and why the face cannot be used for them, or None. Then there are no
-        masks: a face that carries a concept which it does not show would count as one that lacks it.
+        A mask ``[H, W]`` bool of each concept that the face shows; and why it does not show each of the others.
 
     Raises:
         KeyError: If the geometry has no such concept.
+        ValueError: If the landmarks cannot be those of a face in the picture.
     """
     problem = objection(landmarks, size)
     if problem is not None:
-        return {}, problem
+        raise ValueError(problem)
     face = PlacedFace.of(landmarks)
+    shown = {name: tuple(shape for shape in AREAS[name] if not shape.hidden(face)) for name in concepts}
+    distinct = list(dict.fromkeys(shapes for shapes in shown.values() if shapes))  # several concepts may share them
+    drawn = dict(zip(distinct, draw(distinct, face, size), strict=True))
     masks: dict[str, Mask] = {}
-    drawn: dict[tuple[Shape, ...], tuple[Mask, float]] = {}
-    for name in concepts:
-        shapes = tuple(shape for shape in AREAS[name] if not shape.hidden(face))
-        if not shapes:
-            return {}, f"{name} is hidden behind the nose"
-        drawn[shapes] = drawn.get(shapes) or draw(shapes, face, size)  # several concepts may share them
-        masks[name], inside = drawn[shapes]
-        if not masks[name].any():
-            return {}, f"{name} is hidden: its area has no pixel"
-        if inside < LEAST_INSIDE:
-            return {}, f"{name} lies outside of the picture by {1 - inside:.0%} of its area"
-    return masks, None
+    hidden: dict[str, str] = {}
+    for name, shapes in shown.items():
+        mask, inside = drawn.get(shapes, (None, 0.0))
+        if mask is None:
+            hidden[name] = f"{name} is hidden behind the nose"
+        elif not mask.any():
+            hidden[name] = f"{name} is hidden: its area has no pixel"
+        elif inside < LEAST_INSIDE:
+            hidden[name] = f"{name} lies outside of the picture by {1 - inside:.0%} of its area"
+        else:
+            masks[name] = mask
+    return masks, hidden

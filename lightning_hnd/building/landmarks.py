@@ -59,10 +59,31 @@ FaceSynthetics the median is 0.05 and the largest of a face 0.16, a profile that
 their faces have 0.24, 0.70 and 1.71."""
 
 
+MOST_APART = 0.3
+"""Largest :func:`apart` of landmarks and five points of one face. Of 1,923 faces of CelebA on which a second detector
+(dlib) found points, 12 lie beyond, the median at 0.09; in about half of the 12 the landmarks miss the face, in the
+others the second detector does."""
+
+
 def five_of(landmarks: Points) -> Points:
     """The five points of CelebA in ``[68, 2]`` landmarks: eyes, tip of the nose, corners of the mouth: ``[5, 2]``."""
     eyes = [landmarks[eye].mean(0) for eye in (LEFT_EYE, RIGHT_EYE)]
     return np.stack([*eyes, landmarks[30], landmarks[48], landmarks[54]])
+
+
+def apart(landmarks: npt.NDArray[np.float32], five: npt.NDArray[np.float32]) -> float:
+    """How far landmarks are from five points that somebody else put on the same face, in units of the face.
+
+    Args:
+        landmarks: ``[68, 2]``.
+        five: ``[5, 2]``, as :func:`five_of` orders them.
+
+    Returns:
+        The largest of the five distances.
+    """
+    ours, theirs = left_to_right(landmarks.astype(np.float64)), five.astype(np.float64)
+    distance = np.hypot(*(five_of(ours) - theirs).T).max()
+    return float(distance / max(unit(ours), math.hypot(*(theirs[1] - theirs[0])), 1e-9))
 
 
 def from_five(points: Points) -> Points:

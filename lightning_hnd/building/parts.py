@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from lightning_hnd.building.drawing import Mask
 from lightning_hnd.building.geometry import areas
 from lightning_hnd.building.landmarks import Points, from_five
-from lightning_hnd.building.shapes import Mask
 from lightning_hnd.concepts import PAPER
 
 Regions: TypeAlias = dict[str, Mask]
@@ -36,7 +36,9 @@ _WHOLE: Mapping[str, tuple[str, ...]] = {
 """Concepts whose area is a part, or several."""
 
 
-def true_areas(regions: Regions, landmarks: Points | None, names: frozenset[str]) -> tuple[dict[str, Mask], str | None]:
+def true_areas(
+    regions: Regions, landmarks: Points | None, names: frozenset[str]
+) -> tuple[dict[str, Mask], dict[str, str]]:
     """The areas of concepts by true masks as far as they tell them, by landmarks elsewhere.
 
     Args:
@@ -46,35 +48,39 @@ def true_areas(regions: Regions, landmarks: Points | None, names: frozenset[str]
 
     Returns:
         As :func:`~lightning_hnd.building.geometry.areas`.
+
+    Raises:
+        ValueError: If landmarks are needed and cannot be those of a face in the picture.
     """
     shown = {name: mask for name, mask in regions.items() if mask.any()}
     found: dict[str, Mask] = {}
+    hidden: dict[str, str] = {}
     for name in sorted(names):
         if name.partition("_")[0] in ("left", "right") and not name.endswith("cheek"):
             side, _, part = name.partition("_")
             pair = sorted((shown[p] for p in (f"{part}_1", f"{part}_2") if p in shown), key=_middle)
-            if len(pair) < 2:
-                return {}, f"{name} is hidden: the source has no mask of it"
-            found[name] = pair[0 if side == "left" else 1]
+            if len(pair) == 2:
+                found[name] = pair[0 if side == "left" else 1]
+            else:
+                hidden[name] = f"{name} is hidden: the source has no mask of it"
         elif name in _WHOLE and all(part in shown for part in _WHOLE[name]):
             found[name] = np.logical_or.reduce([shown[part] for part in _WHOLE[name]])
         elif name in ("nose", "mouth"):
-            return {}, f"{name} is hidden: the source has no mask of it"
-    missing = sorted(names - set(found))
-    if missing:
-        points = landmarks if landmarks is not None else five_points(shown)
-        if points is None:
-            return {}, f"{missing[0]} needs landmarks, or masks of both eyes, nose and mouth"
-        size = next(iter(regions.values())).shape
-        drawn, problem = areas(points, (size[0], size[1]), missing)
-        if problem is not None:
-            return {}, problem
-        if "skin" in shown:
-            cheek = np.logical_and.reduce([shown["skin"], *(~mask for part, mask in shown.items() if part != "skin")])
-            drawn = {n: mask & cheek if n.endswith("cheek") else mask for n, mask in drawn.items()}
-        found.update(drawn)
-    empty = next((name for name, mask in found.items() if not mask.any()), None)
-    return ({}, f"{empty} is hidden: its area has no pixel") if empty else (found, None)
+            hidden[name] = f"{name} is hidden: the source has no mask of it"
+    missing = sorted(names - found.keys() - hidden.keys())
+    if not missing:
+        return found, hidden
+    points = landmarks if landmarks is not None else five_points(shown)
+    if points is None:
+        hidden |= {name: f"{name} needs landmarks, or masks of both eyes, nose and mouth" for name in missing}
+        return found, hidden
+    height, width = next(iter(regions.values())).shape
+    drawn, not_drawn = areas(points, (height, width), missing)
+    if "skin" in shown:
+        cheek = np.logical_and.reduce([shown["skin"], *(~mask for part, mask in shown.items() if part != "skin")])
+        drawn = {n: mask & cheek if n.endswith("cheek") else mask for n, mask in drawn.items()}
+    empty = {n: f"{n} is hidden: its area has no pixel" for n, mask in drawn.items() if not mask.any()}
+    return found | {n: mask for n, mask in drawn.items() if n not in empty}, hidden | not_drawn | empty
 
 
 def five_points(regions: Regions) -> Points | None:

@@ -1,8 +1,7 @@
-"""Shapes whose corners are weighted means of landmarks, and which pixels they cover."""
+"""Shapes whose corners are weighted means of landmarks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -14,9 +13,6 @@ from lightning_hnd.building.landmarks import COUNT, MIRROR, Points, between_eyes
 
 Corner: TypeAlias = npt.NDArray[np.float64]
 """``[68]``: the weights of landmarks whose mean a corner is; they add up to one."""
-
-Mask: TypeAlias = npt.NDArray[np.bool_]
-Line: TypeAlias = npt.NDArray[np.float64]
 
 _HALF_RIDGE = 0.05
 """In units of the face: how near the ridge of the nose the middle of a shape beside it may come before it is hidden."""
@@ -132,39 +128,6 @@ def beside_nose(shape: Shape) -> Shape:
     return replace(shape, side=-1)
 
 
-def draw(shapes: Sequence[Shape], face: PlacedFace, size: tuple[int, int]) -> tuple[Mask, float]:
-    """The pixels whose centres lie in a union of shapes.
-
-    Args:
-        shapes: At least one.
-        face: Where.
-        size: ``(H, W)``.
-
-    Returns:
-        ``[H, W]`` bool, and which share of the union lies inside of the picture.
-    """
-    outlines = [shape.outline(face.landmarks) for shape in shapes]
-    everything = np.concatenate(outlines)
-    margin = max(shape.grow for shape in shapes) * face.scale + 1
-    left, top = np.floor(everything.min(0) - margin).astype(int).tolist()
-    right, bottom = np.ceil(everything.max(0) + margin).astype(int).tolist()
-    x, y = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
-    inside = np.zeros((len(y), len(x)), np.bool_)
-    for shape, outline in zip(shapes, outlines, strict=True):
-        own = _within(outline, x, y)
-        if shape.grow > 0:
-            own |= _near(outline, x, y, shape.grow * face.scale)
-        if shape.side:
-            (ridge_x, ridge_y), (right_x, right_y) = face.landmarks[27], face.right * shape.side
-            own &= (x - ridge_x) * right_x + (y[:, None] - ridge_y) * right_y >= 0
-        inside |= own
-    mask = np.zeros(size, np.bool_)
-    mine = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    mine[...] = inside[max(-top, 0) :, max(-left, 0) :][: mine.shape[0], : mine.shape[1]]
-    area = int(inside.sum())
-    return mask, int(mine.sum()) / area if area else 0.0
-
-
 def convex_hull(points: Points) -> Points:
     """The corners of the convex hull of ``[N, 2]`` points, in order (Andrew's monotone chain)."""
 
@@ -184,32 +147,3 @@ def convex_hull(points: Points) -> Points:
 
 def _corner(corner: int | Corner) -> Corner:
     return mean(corner) if isinstance(corner, int) else corner
-
-
-def _next(outline: Points) -> Points:
-    return np.concatenate([outline[1:], outline[:1]])
-
-
-def _within(outline: Points, x: Line, y: Line) -> Mask:
-    """Which points of a grid lie in a polygon: it crosses their row an odd number of times to the left of them."""
-    ends = _next(outline)
-    crosses = (outline[:, 1] <= y[:, None]) != (ends[:, 1] <= y[:, None])
-    row, side = np.nonzero(crosses)
-    (from_x, from_y), (way_x, way_y) = outline[side].T, (ends - outline)[side].T
-    column = np.searchsorted(x, from_x + (y[row] - from_y) * way_x / way_y)
-    width = len(x) + 1
-    crossings = np.bincount(row * width + column, minlength=len(y) * width).reshape(len(y), width)
-    inside: Mask = crossings.cumsum(1)[:, :-1] % 2 == 1
-    return inside
-
-
-def _near(outline: Points, x: Line, y: Line, radius: float) -> Mask:
-    """Which points of a grid lie within a radius of the sides of a polygon."""
-    start, way = outline[:, :, None, None], (_next(outline) - outline)[:, :, None, None]
-    from_x, from_y = x - start[:, 0], y[:, None] - start[:, 1]
-    length = (way**2).sum(1)
-    share = (from_x * way[:, 0] + from_y * way[:, 1]) / np.where(length > 0, length, 1.0)
-    np.clip(share, 0.0, 1.0, out=share)
-    squared = (from_x - share * way[:, 0]) ** 2 + (from_y - share * way[:, 1]) ** 2
-    near: Mask = squared.min(0) <= radius**2
-    return near

@@ -7,8 +7,12 @@ no laboratory.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
+
+_Item = TypeVar("_Item", bound=np.generic)
 
 BRIGHT, DARK = 41.0, 10.0
 """Degrees: above the first, skin is light or very light; at or below the second, brown or dark (Chardon's classes: very
@@ -18,6 +22,8 @@ _TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 _WHITE = _TO_XYZ.sum(1)  # of D65
+_SHARE = np.arange(256) / 255
+_LINEAR = np.where(_SHARE <= 0.04045, _SHARE / 12.92, ((_SHARE + 0.055) / 1.055) ** 2.4)  # of each value of sRGB
 
 _FEWEST_PIXELS, _MOST_PIXELS = 16, 1000
 
@@ -39,9 +45,7 @@ def to_lab(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         >>> to_lab(np.array([255, 255, 255], np.uint8)).round(3).tolist()
         [100.0, 0.0, 0.0]
     """
-    share = rgb / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    t = linear @ _TO_XYZ.T / _WHITE
+    t = _LINEAR[rgb] @ _TO_XYZ.T / _WHITE
     f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
     lab = np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
     return lab + 0.0
@@ -51,7 +55,7 @@ def typology_angle(rgb: npt.NDArray[np.uint8]) -> float | None:
     """The ITA of skin pixels, in degrees.
 
     The tenth of them that is darkest and the tenth that is brightest (hair, shadows, highlights) do not count. Of many
-    pixels every so manieth is taken, a thousand at most.
+    pixels :func:`some_of` are taken.
 
     Args:
         rgb: ``[N, 3]``.
@@ -61,10 +65,15 @@ def typology_angle(rgb: npt.NDArray[np.uint8]) -> float | None:
     """
     if len(rgb) < _FEWEST_PIXELS:
         return None
-    lab = to_lab(rgb[:: -(-len(rgb) // _MOST_PIXELS)])
+    lab = to_lab(some_of(rgb))
     tenth = len(lab) // 10
     light, _, blue = lab[np.argsort(lab[:, 0])[tenth : len(lab) - tenth]].mean(0)
     return float(np.degrees(np.arctan((light - 50) / blue))) if blue > 0 else None
+
+
+def some_of(items: npt.NDArray[_Item]) -> npt.NDArray[_Item]:
+    """Every so manieth of many, a thousand at most; they suffice to measure a colour."""
+    return items[:: max(1, -(-len(items) // _MOST_PIXELS))]
 
 
 def skin_tone(angle: float | None) -> str | None:

@@ -16,16 +16,19 @@ import numpy.typing as npt
 from PIL import Image
 
 from lightning_hnd.building.choosing import Role
+from lightning_hnd.building.drawing import Mask
 from lightning_hnd.building.faces import Face
 from lightning_hnd.building.geometry import areas
 from lightning_hnd.building.parts import Regions, true_areas
 from lightning_hnd.building.pictures import Opened, open_picture, read_file
-from lightning_hnd.building.shapes import Mask
-from lightning_hnd.building.skin import cheek_boxes, skin_tone, typology_angle
+from lightning_hnd.building.skin import cheek_boxes, skin_tone, some_of, typology_angle
 from lightning_hnd.dictionary.layout import FOLDER_OF_KIND, GLOBAL_FOLDER
 from lightning_hnd.dictionary.similar import thumbnail
 
 _FOLDER_OF_CONCEPT = {"age": "Age", "gender": "Gender", "ethnicity": "Ethnicity"}
+CHEEKS = frozenset(("left_cheek", "right_cheek"))
+"""Where skin is measured."""
+
 _QUALITY = 95  # of JPEG, for pictures that cannot be copied as they are
 _ASPECT = 0.02
 
@@ -73,20 +76,27 @@ def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written
     masks: dict[str, Mask] = {}
     if role[0] == "kind":
         names = face.kinds[role[1]]
-        masks = concept_masks(face, opened.size, size, names)
+        shown, hidden = concept_masks(face, opened.size, size, names | CHEEKS)
+        problem = next((why for name, why in hidden.items() if name in names), None)
+        if problem is not None:
+            raise ValueError(problem)
+        masks = {name: mask for name, mask in shown.items() if name in names}
+        angle = _angle(face, image, shown)
         folder = f"{FOLDER_OF_KIND[role[1]]}/{_slug(face)}"
         path = f"{folder}/original.png"
     else:
+        angle = None if "ita_degrees" in face.labels else measured_angle(face, image, opened.size)
         folder = f"{GLOBAL_FOLDER}/{_FOLDER_OF_CONCEPT.get(role[0], role[0])}/{role[1]}"
         path = f"{folder}/{_slug(face)}{face.picture.suffix.lower() if copied else '.jpg'}"
-    labels = _labels(face, image, opened.size)
-    (root / folder).mkdir(parents=True, exist_ok=True)
+    labels = _labels(face, angle)
+    place = root / folder
+    place.mkdir(parents=True, exist_ok=True)
     (root / path).write_bytes(contents if copied else _jpeg(image))
     encoded: dict[int, bytes] = {}  # concepts of one area share its mask
     for name, mask in masks.items():
         if id(mask) not in encoded:
             encoded[id(mask)] = _grey_png(mask)
-        (root / folder / f"{name}.png").write_bytes(encoded[id(mask)])
+        (place / f"{name}.png").write_bytes(encoded[id(mask)])
     return Written(
         path,
         tuple(f"{folder}/{name}.png" for name in masks),
@@ -98,7 +108,7 @@ def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written
 
 def concept_masks(
     face: Face, displayed: tuple[int, int], size: tuple[int, int], names: frozenset[str]
-) -> dict[str, Mask]:
+) -> tuple[dict[str, Mask], dict[str, str]]:
     """The masks of concepts in a face.
 
     Args:
@@ -107,36 +117,42 @@ def concept_masks(
         size: ``(H, W)`` of the masks.
         names: Concepts.
 
+    Returns:
+        As :func:`~lightning_hnd.building.geometry.areas`.
+
     Raises:
-        ValueError: If one of them is hidden, or outside of the picture.
+        ValueError: If its landmarks or true masks cannot be used.
     """
     landmarks = None
     if face.landmarks is not None:
         landmarks = face.landmarks.astype(np.float64) * (size[1] / displayed[1], size[0] / displayed[0])
     if face.regions is not None:
-        masks, problem = true_areas(_scaled(face.regions(), size), landmarks, names)
-    elif landmarks is not None:
-        masks, problem = areas(landmarks, size, sorted(names))
-    else:
-        raise ValueError("it has neither landmarks nor masks of its parts")
-    if problem is not None:
-        raise ValueError(problem)
-    return masks
+        return true_areas(_scaled(face.regions(), size), landmarks, names)
+    if landmarks is not None:
+        return areas(landmarks, size, sorted(names))
+    return {}, dict.fromkeys(sorted(names), "it has neither landmarks nor masks of its parts")
 
 
 def measured_angle(face: Face, image: Image.Image, displayed: tuple[int, int]) -> float | None:
     """The individual typology angle of a face's cheeks: by landmarks, or where there are none by their usual place."""
+    try:
+        shown, _ = concept_masks(face, displayed, (image.height, image.width), CHEEKS)
+    except ValueError:
+        return None
+    return _angle(face, image, shown)
+
+
+def _angle(face: Face, image: Image.Image, shown: Mapping[str, Mask]) -> float | None:
     picture = np.asarray(image)
     if face.landmarks is None and face.regions is None:
         return typology_angle(cheek_boxes(picture))
-    try:
-        cheeks = concept_masks(face, displayed, picture.shape[:2], frozenset(("left_cheek", "right_cheek")))
-    except ValueError:
+    if not shown.keys() >= CHEEKS:
         return None
-    return typology_angle(picture[np.logical_or.reduce(list(cheeks.values()))])
+    place = some_of(np.flatnonzero(np.logical_or.reduce([shown[name] for name in CHEEKS])))
+    return typology_angle(picture.reshape(-1, 3)[place])
 
 
-def _labels(face: Face, image: Image.Image, displayed: tuple[int, int]) -> dict[str, str]:
+def _labels(face: Face, angle: float | None) -> dict[str, str]:
     """All that is known of a face."""
     known = {
         "source": face.source,
@@ -147,7 +163,7 @@ def _labels(face: Face, image: Image.Image, displayed: tuple[int, int]) -> dict[
     }
     if face.kinds:
         known["masks"] = "true" if face.regions is not None else "5 landmarks" if face.coarse else "68 landmarks"
-    if "ita_degrees" not in known and (angle := measured_angle(face, image, displayed)) is not None:
+    if angle is not None:
         known |= {"ita_degrees": f"{angle:.1f}", "skin_tone": face.groups.get("skin_tone") or skin_tone(angle) or ""}
     return known
 
@@ -171,9 +187,9 @@ def _grey_png(mask: Mask) -> bytes:
     """A mask as a PNG of eight bits grey, 255 where it is on: Pillow needs four times as long around the same zlib."""
     height, width = mask.shape
     lines = np.zeros((height, width + 1), np.uint8)  # each begins with the number of its filter: none
-    lines[:, 1:] = np.where(mask, 255, 0)
+    np.negative(mask.view(np.uint8), out=lines[:, 1:])  # 1 becomes 255
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 1)), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.data, 1)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )

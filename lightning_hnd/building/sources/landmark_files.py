@@ -33,17 +33,23 @@ def read_landmarks(path: Path, findings: Findings) -> tuple[Mapping[str, Landmar
     Raises:
         ValueError: If the file has neither set of columns.
     """
+    points, coarse = read_points(path, findings)
+    if coarse:
+        return {name: from_five(five.astype(np.float64)).astype(np.float32) for name, five in points.items()}, True
+    return points, False
+
+
+def read_points(path: Path, findings: Findings) -> tuple[Mapping[str, Landmarks], bool]:
+    """Reads points as the file has them: ``[68, 2]`` or ``[5, 2]``, and whether there are five; see above."""
     table = read_table(path, findings)
-    coarse, order = _order(table)
+    five, order = _order(table)
     points = {}
     for name, row in table.rows.items():
         try:
-            values = np.array([row[i] for i in order], np.float32).reshape(-1, 2)
+            points[name] = np.array([row[i] for i in order], np.float32).reshape(-1, 2)
         except ValueError:
             findings.add(f"row of {path.name} left out: a landmark is no number", name)
-            continue
-        points[name] = from_five(values.astype(np.float64)).astype(np.float32) if coarse else values
-    return points, coarse
+    return points, five
 
 
 def _order(table: Table) -> tuple[bool, list[int]]:
