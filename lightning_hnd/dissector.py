@@ -113,13 +113,14 @@ class Dissector:
         dictionary: FaceDictionary,
         names: Sequence[str],
         processes: Processes,
-        baseline: Dissection | None,
+        earlier: Sequence[Dissection | None],
     ) -> Null:
-        """What fresh weights do: as remembered, as the run's baseline holds it, or found out now by all processes."""
+        """What fresh weights do: as remembered, as an earlier dissection holds it, or found out by all processes."""
         key = self.fresh.key(pl_module, dictionary, names, self.showing)
         known = self._nulls.get(key)
-        if known is None and baseline is not None and baseline.info.get("fresh") == key:
-            known = {layer.name: null_of(layer.statistics) for layer in baseline}
+        for dissection in earlier:
+            if known is None and dissection is not None and dissection.info.get("fresh") == key:
+                known = {layer.name: null_of(layer.statistics) for layer in dissection}
         missing = any(processes.any([known is None]))  # asked by all, also by those that know
         if known is None or missing:
             showing = self._showing(trainer, processes)
