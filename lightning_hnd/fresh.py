@@ -116,11 +116,10 @@ def fresh_null(
     networks: dict[str, list[tuple[Mapping[str, Tensor], Tensor]]] = {name: [] for name in layers}
     showing = replace(showing, processes=replace(showing.processes, split=False))  # each has them whole
     with torch.inference_mode(False):
-        unseen, waiting = _unseen_batch_norms(model), fresh_networks(model, fresh.seeds, fresh.factory)
+        waiting = acquainted_networks(model, dictionary, showing, fresh)
         for seed in fresh.seeds:
             with showing.processes.together("showing the dictionary to fresh weights"):
                 network = next(waiting)
-                _estimate_batch_norm(network, dictionary, showing, unseen)
             found = _Found(dictionary, layers, budget)
             with undisturbed(network):
                 showing.show(network, dictionary, layers, f"Fresh weights (seed {seed})", found.take_in)
@@ -158,6 +157,29 @@ def with_null(statistics: Mapping[str, Mapping[str, Tensor]], null: Null) -> dic
         name: {**layer, **{f"fresh_{key}": value for key, value in null.get(name, {}).items()}}
         for name, layer in statistics.items()
     }
+
+
+def acquainted_networks(
+    model: nn.Module, dictionary: FaceDictionary, showing: Showing, fresh: FreshWeights
+) -> Iterator[nn.Module]:
+    """Networks with fresh weights in the state in which they can be compared with a model.
+
+    Batch norms have the mean and variance of the dictionary's images, but for those that the model left as made: so a
+    model at start, whose batch norms know of no image, is compared with its like.
+
+    Args:
+        model: Gives the architecture and the device; it is left as it is.
+        dictionary: The faces.
+        showing: How.
+        fresh: The networks.
+
+    Raises:
+        ValueError: As :func:`renewed`.
+    """
+    unseen = _unseen_batch_norms(model)
+    for network in fresh_networks(model, fresh.seeds, fresh.factory):
+        _estimate_batch_norm(network, dictionary, showing, unseen)
+        yield network
 
 
 def fresh_networks(
@@ -278,10 +300,7 @@ def _unseen_batch_norms(model: nn.Module) -> frozenset[str]:
 def _estimate_batch_norm(
     network: nn.Module, dictionary: FaceDictionary, showing: Showing, unseen: frozenset[str]
 ) -> None:
-    """Gives batch norms the mean and variance of the dictionary's images, but for those that the model left as made.
-
-    So like is compared with like: a model at start, whose batch norms know of no image, with networks of the same kind.
-    """
+    """Gives batch norms the mean and variance of the dictionary's images: fresh ones know of none."""
     norms = [norm for name, norm in _batch_norms(network).items() if name not in unseen]
     if not norms:
         return
