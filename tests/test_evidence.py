@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.evidence import Evidence
 from lightning_hnd.functional.defence import beyond_fresh, defend, learnt_null
+from lightning_hnd.functional.significance import partial_rank_test
 from lightning_hnd.places import Places
 from lightning_hnd.processes import Processes
 
@@ -119,6 +121,26 @@ def test_a_detector_is_told_from_its_place_and_from_a_place_of_the_frame() -> No
     assert verdict.placed[:, c].tolist() == [1, 1, 0, 0]
     assert verdict.paired[:, c].tolist() == [True, False, False, False]
     assert verdict.learnt.eq(-1).all()  # no fresh network was asked
+
+
+def test_a_unit_on_a_group_is_no_detector_of_what_goes_with_it_where_labels_tell_the_group() -> None:
+    faces, square, smiling = squares(images=600)
+    generator = torch.Generator().manual_seed(5)
+    agrees = torch.rand(600, generator=generator) < 0.8
+    female = torch.where(agrees, smiling, ~smiling)  # a correlation of 0.6
+    told = tuple({"gender": "Female" if one else "Male"} for one in female.tolist())
+    signal = torch.stack([square * female[:, None, None], square * smiling[:, None, None]], dim=1)
+    maps = torch.randn(600, 2, 8, 8, generator=generator) + 2 * signal
+    c = PAPER.concept_index("Smiling")
+    untold = gather(faces, maps)
+    known = gather(replace(faces, labels=told), maps)
+    assert (untold["associated_z"][:, c] > 6).all()  # nothing in the dictionary tells them apart
+    assert known["associated_z"][0, c] < 3
+    assert known["associated_z"][1, c] > 6
+    response = torch.einsum("nuhw,hw->nu", maps, Places.of(faces, (8, 8)).usual[c].view(8, 8))
+    oracle = partial_rank_test(response, smiling, female[:, None])
+    assert torch.allclose(known["associated_z"][:, c], oracle.z, atol=1e-2)
+    assert torch.allclose(known["associated_effect"][:, c], oracle.effect, atol=1e-3)
 
 
 def test_null_p_values_of_placed_are_not_smaller_than_uniform() -> None:
