@@ -125,6 +125,8 @@ class Evidence:
               that ``labels.csv`` tells of its images, being the other labels
             - ``placed_z``, ``placed_effect [U, C]``:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`
+            - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: of concepts without absence that of each mode
+              of the masks, and how much it counts, mean over the units
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
             - ``group_z``, ``group_effect [U, G]``: the like for a group, of the peak, the mean and each cell, all
@@ -140,6 +142,8 @@ class Evidence:
             for name in names
         }
         result["agreement"] = torch.full((units, concepts), torch.nan, dtype=torch.float64)
+        result["placed_correlation"] = torch.full((units, concepts, MODES), torch.nan)
+        result["placed_share"] = torch.full((concepts, MODES), torch.nan, dtype=torch.float64)
         with processes.together(_GATHERING):
             sums = [share.cpu() for share in (self._sums, *self._groups.sums)]
         with processes.together(_GATHERING):
@@ -166,7 +170,11 @@ class Evidence:
         images = torch.tensor(self._faces.images_per_concept).double().expand(len(sums), -1)
         weight = Places.of(self._faces, cells).weight.double().expand(len(sums), -1, -1)
         sum_, square, product, agreement = sums.split([MODES, MODES, MODES, 1], dim=2)
-        result["placed_z"][:], result["placed_effect"][:] = exchanged_masks_test(sum_, square, product, images, weight)
+        test = exchanged_masks_test(sum_, square, product, images, weight)
+        result["placed_z"][:], result["placed_effect"][:] = test.z, test.effect
+        parts = [c for kind in self._kinds for c in kind.concepts if c not in kind.absent]
+        result["placed_correlation"][:, parts] = test.correlation[:, parts].float()
+        result["placed_share"][parts] = test.share[:, parts].mean(0)
         result["agreement"][:] = agreement.squeeze(2) / torch.where(images > 0, images, torch.nan)
 
 

@@ -79,7 +79,7 @@ def test_batch_norms_that_a_model_at_start_left_as_made_are_so_in_fresh_networks
     (itself,) = fresh_networks(model, (1,))
     layer = dissect(itself, faces, "4", fresh_seeds=(1,))["4"]
     assert np.array_equal(layer.statistics["fresh_best_concept"], found["best_concept"].numpy())
-    effect = effects({name: torch.tensor(value) for name, value in layer.statistics.items()})[~layer.dead]
+    effect = effects({name: torch.tensor(value) for name, value in layer.statistics.items()}, found)[~layer.dead]
     excess = (effect - found["mean"]) / found["spread"].clamp(min=1e-9)
     concepts = len(faces.ontology.local)
     assert torch.equal(torch.nan_to_num(excess[:, :concepts], nan=-torch.inf).amax(1), found["best_concept"])
