@@ -20,7 +20,7 @@ from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.dissector import Dissector, Subject
 from lightning_hnd.faults import tolerated
-from lightning_hnd.fresh import FreshWeights, Null
+from lightning_hnd.fresh import FreshWeights
 from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
 from lightning_hnd.monitors import (
     refuse_foreign,
@@ -115,8 +115,9 @@ class HNDCallback(Callback):
         level: The false discovery rate of ``above_chance``. None: only the bar is put to units, which takes a little
             less time and memory.
         fresh_seeds: Of networks with fresh weights to compare with, for what is learnt. Each is shown the dictionary
-            once, before the first step; a run that is resumed, and later fits, remember the outcome. None: five, if
-            the module can be reset, else a warning. ``()``: none, and no ``learnt_units``.
+            once, before the first step, and once more when batch norms have seen images; a run that is resumed, and
+            later fits, remember the outcome. None: five, if the module can be reset, else a warning. ``()``: none, and
+            no ``learnt_units``.
         factory: Makes such a network, where ``reset_parameters`` throughout the module is not it.
         size: Height and width of the dictionary's images, or one number for both. None: those of
             ``example_input_array``, or of the first batch.
@@ -203,7 +204,6 @@ class HNDCallback(Callback):
         self._faces.forget()
         self._names: tuple[str, ...] = ()
         self._learnt: bool | None = None  # whether it is asked, once that is known
-        self._null: Null = {}
 
     @property
     def timeline(self) -> Timeline | None:
@@ -352,14 +352,14 @@ class HNDCallback(Callback):
         rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
         few = self._prepare(trainer, pl_module, self._known.subset(range(self._processes.size)))
         self._dissector.measure(few)  # fails now rather than later
-        kept = self._publisher.go_on(trainer, self._known, self._processes)
-        self.baseline = kept if self.baseline is None else self.baseline
+        baseline, latest = self._publisher.go_on(trainer, self._known, self._processes)
+        self.baseline = baseline if self.baseline is None else self.baseline
+        self.latest = latest if self.latest is None else self.latest
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
         subject = self._prepare(trainer, pl_module, self._known)
-        if self._learnt and not self._null:
-            self._null = self._dissector.null(subject, self.baseline)
-        return self._dissector.dissect(subject, null=self._null, at_start=at_start)
+        null = self._dissector.null(subject, (self.latest, self.baseline)) if self._learnt else {}
+        return self._dissector.dissect(subject, null=null, at_start=at_start)
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary) -> Subject:
         """Settles what must be before a dictionary is shown; the first time, the layers are chosen."""

@@ -123,12 +123,13 @@ class Dissector:
         )
         return False
 
-    def null(self, subject: Subject, baseline: Dissection | None) -> Null:
-        """What fresh weights do: as remembered, as the run's baseline holds it, or found out now."""
+    def null(self, subject: Subject, earlier: Sequence[Dissection | None]) -> Null:
+        """What fresh weights do: as remembered, as an earlier dissection holds it, or found out now."""
         key = self._fresh_key(subject)
         known = self._nulls.get(key)
-        if known is None and baseline is not None and baseline.info.get("fresh") == key:
-            known = {layer.name: null_of(layer.statistics) for layer in baseline}
+        for dissection in earlier:
+            if known is None and dissection is not None and dissection.info.get("fresh") == key:
+                known = {layer.name: null_of(layer.statistics) for layer in dissection}
         missing = any(subject.processes.any([known is None]))  # asked by all, also by those that know
         if known is None or missing:
             what = (subject.module, subject.dictionary, subject.layers, self._showing(subject))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, RankTest, exchanged_masks_test
-from lightning_hnd.groups import GroupEvidence
+from lightning_hnd.groups import GroupEvidence, other_labels
 from lightning_hnd.places import MODES, Places
 from lightning_hnd.processes import ALONE, Processes
 from lightning_hnd.unit_table import UnitTable, rows_at_once
@@ -46,7 +47,9 @@ class Evidence:
 
     def __init__(self, faces: FaceDictionary) -> None:
         self._faces = faces
-        self._kinds = [_Kind.of(faces, kind) for kind in range(len(faces.ontology.kinds))]
+        if faces not in _known:
+            _known[faces] = [_Kind.of(faces, kind) for kind in range(len(faces.ontology.kinds))]
+        self._kinds = _known[faces]
         self._units = 0
         self._cells = (0, 0)
         self._sums = torch.zeros(0)  # [C, 3 K + 1, U] float64: of K modes a, a^2 and a l; the agreement
@@ -115,10 +118,12 @@ class Evidence:
 
             - ``associated_z``, ``associated_effect``, ``associated_auc [U, C]``:
               :func:`~lightning_hnd.functional.significance.partial_rank_test` of the mean activation at the concept's
-              usual place, over the images of the concept's source, the other concepts of the source being the other
-              labels
+              usual place, over the images of the concept's source, the other concepts of the source, and the groups
+              that ``labels.csv`` tells of its images, being the other labels
             - ``placed_z``, ``placed_effect [U, C]``:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`
+            - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: of concepts without absence that of each mode
+              of the masks, and how much it counts, mean over the units
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
             - ``group_z``, ``group_effect [U, G]``: the like for a group, of the peak, the mean and each cell, all
@@ -134,6 +139,8 @@ class Evidence:
             for name in names
         }
         result["agreement"] = torch.full((units, concepts), torch.nan, dtype=torch.float64)
+        result["placed_correlation"] = torch.full((units, concepts, MODES), torch.nan)
+        result["placed_share"] = torch.full((concepts, MODES), torch.nan, dtype=torch.float64)
         with processes.together(_GATHERING):
             sums = [share.cpu() for share in (self._sums, *self._groups.sums)]
         with processes.together(_GATHERING):
@@ -160,7 +167,11 @@ class Evidence:
         images = torch.tensor(self._faces.images_per_concept).double().expand(len(sums), -1)
         weight = Places.of(self._faces, cells).weight.double().expand(len(sums), -1, -1)
         sum_, square, product, agreement = sums.split([MODES, MODES, MODES, 1], dim=2)
-        result["placed_z"][:], result["placed_effect"][:] = exchanged_masks_test(sum_, square, product, images, weight)
+        test = exchanged_masks_test(sum_, square, product, images, weight)
+        result["placed_z"][:], result["placed_effect"][:] = test.z, test.effect
+        parts = [c for kind in self._kinds for c in kind.concepts if c not in kind.absent]
+        result["placed_correlation"][:, parts] = test.correlation[:, parts].float()
+        result["placed_share"][parts] = test.share[:, parts].mean(0)
         result["agreement"][:] = agreement.squeeze(2) / torch.where(images > 0, images, torch.nan)
 
 
@@ -171,16 +182,21 @@ class _Kind:
     Attributes:
         concepts: ``L`` concepts that have masks.
         absent: Those of them that enough images carry and enough do not.
+        groups: ``[N, L]`` bool, what ``labels.csv`` says of the groups of the source's images; elsewhere all False.
     """
 
     concepts: list[int]
     absent: list[int]
+    groups: Tensor
 
     @classmethod
     def of(cls, faces: FaceDictionary, kind: int) -> _Kind:
-        images, count = int((faces.source == kind).sum()), faces.images_per_concept
+        images, count = (faces.source == kind).nonzero().flatten(), faces.images_per_concept
         concepts = [c for c, k in enumerate(faces.ontology.concept_kind) if k == kind and count[c]]
-        return cls(concepts, [c for c in concepts if LEAST_IMAGES <= count[c] <= images - LEAST_IMAGES])
+        told = other_labels(faces, None, images)
+        groups = torch.zeros(len(faces), told.shape[1], dtype=torch.bool)
+        groups[images] = told
+        return cls(concepts, [c for c in concepts if LEAST_IMAGES <= count[c] <= len(images) - LEAST_IMAGES], groups)
 
     def masks_of(self, faces: FaceDictionary, places: Places, batch: DictionaryBatch, rows: Tensor) -> _Masks:
         """What is known of the masks of some images ``[b]`` of a batch."""
@@ -204,12 +220,15 @@ class _Kind:
         return _Masks(lens, coefficient, member)
 
     def tests(self, faces: FaceDictionary, images: Tensor) -> list[tuple[int, Contrast]]:
-        """Each concept that can be absent, and its contrast over some images: the other concepts are held fixed."""
+        """Each concept that can be absent, and its contrast over some images: other concepts and groups held fixed."""
         carried = torch.zeros(len(faces), len(faces.ontology.local), dtype=torch.bool)
         carried[faces.mask_image, faces.mask_concept] = True
-        labels = carried[images]
-        others = [[o for o in self.concepts if o != c] for c in self.absent]
-        return [(c, Contrast.of(labels[:, c], labels[:, o])) for c, o in zip(self.absent, others, strict=True)]
+        labels, groups = carried[images], self.groups[images]
+        others = [torch.cat([labels[:, [o for o in self.concepts if o != c]], groups], dim=1) for c in self.absent]
+        return [(c, Contrast.of(labels[:, c], fixed)) for c, fixed in zip(self.absent, others, strict=True)]
+
+
+_known: WeakKeyDictionary[FaceDictionary, list[_Kind]] = WeakKeyDictionary()
 
 
 class _Masks(NamedTuple):

@@ -80,7 +80,8 @@ class FreshWeights:
         """A digest of all that their null hypothesis depends on: weights that a model has learnt are not in it."""
         shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in model.state_dict().items()]
         makers = [getattr(f, "__qualname__", type(f).__qualname__) for f in (self.factory, showing.forward_fn)]
-        parts = (repr(model), shapes, dictionary.fingerprint, tuple(layers), self.seeds, makers, showing.grid)
+        unseen = sorted(_unseen_batch_norms(model))
+        parts = (repr(model), shapes, unseen, dictionary.fingerprint, tuple(layers), self.seeds, makers, showing.grid)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -95,8 +96,8 @@ def fresh_null(
 ) -> Null:
     """What the units of networks with fresh weights do on a dictionary: the null hypothesis of *learnt*.
 
-    Each network is shown the whole dictionary once. It depends on the architecture and the dictionary alone: find it
-    once, and use it in every epoch.
+    Each network is shown the whole dictionary once. It depends on the architecture, on the dictionary, and on which
+    batch norms have seen images: find it once, and once more after the start of training, and use it in every epoch.
 
     Args:
         model: The model whose architecture it is; it is left as it is.
@@ -115,11 +116,10 @@ def fresh_null(
     networks: dict[str, list[tuple[Mapping[str, Tensor], Tensor]]] = {name: [] for name in layers}
     showing = replace(showing, processes=replace(showing.processes, split=False))  # each has them whole
     with torch.inference_mode(False):
-        waiting = fresh_networks(model, fresh.seeds, fresh.factory)
+        waiting = acquainted_networks(model, dictionary, showing, fresh)
         for seed in fresh.seeds:
             with showing.processes.together("showing the dictionary to fresh weights"):
                 network = next(waiting)
-                _estimate_batch_norm(network, dictionary, showing)
             found = _Found(dictionary, layers, budget)
             with undisturbed(network):
                 showing.show(network, dictionary, layers, f"Fresh weights (seed {seed})", found.take_in)
@@ -157,6 +157,29 @@ def with_null(statistics: Mapping[str, Mapping[str, Tensor]], null: Null) -> dic
         name: {**layer, **{f"fresh_{key}": value for key, value in null.get(name, {}).items()}}
         for name, layer in statistics.items()
     }
+
+
+def acquainted_networks(
+    model: nn.Module, dictionary: FaceDictionary, showing: Showing, fresh: FreshWeights
+) -> Iterator[nn.Module]:
+    """Networks with fresh weights in the state in which they can be compared with a model.
+
+    Batch norms have the mean and variance of the dictionary's images, but for those that the model left as made: so a
+    model at start, whose batch norms know of no image, is compared with its like.
+
+    Args:
+        model: Gives the architecture and the device; it is left as it is.
+        dictionary: The faces.
+        showing: How.
+        fresh: The networks.
+
+    Raises:
+        ValueError: As :func:`renewed`.
+    """
+    unseen = _unseen_batch_norms(model)
+    for network in fresh_networks(model, fresh.seeds, fresh.factory):
+        _estimate_batch_norm(network, dictionary, showing, unseen)
+        yield network
 
 
 def fresh_networks(
@@ -258,9 +281,27 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
 
 
-def _estimate_batch_norm(network: nn.Module, dictionary: FaceDictionary, showing: Showing) -> None:
+def _batch_norms(network: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    """Those that keep a mean and a variance of what they see, by name."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return {name: m for name, m in network.named_modules() if isinstance(m, kind) and m.running_mean is not None}
+
+
+def _unseen_batch_norms(model: nn.Module) -> frozenset[str]:
+    """Names of batch norms that are as they were made, with mean 0 and variance 1: none has learnt from an image."""
+    as_made = {"running_mean": 0, "running_var": 1}
+    return frozenset(
+        name
+        for name, norm in _batch_norms(model).items()
+        if all(bool(norm.get_buffer(buffer).eq(value).all()) for buffer, value in as_made.items())
+    )
+
+
+def _estimate_batch_norm(
+    network: nn.Module, dictionary: FaceDictionary, showing: Showing, unseen: frozenset[str]
+) -> None:
     """Gives batch norms the mean and variance of the dictionary's images: fresh ones know of none."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [norm for name, norm in _batch_norms(network).items() if name not in unseen]
     if not norms:
         return
     device = device_of(network)

@@ -136,19 +136,19 @@ def _shares(asked: int) -> Tensor:
     return torch.tensor([0.25, 0.25, *[0.5 / max(cells, 1)] * cells], dtype=torch.float64)[:asked]
 
 
-def other_labels(faces: FaceDictionary, concept: str, images: Tensor) -> Tensor:
-    """What ``labels.csv`` says of images beside a global concept, ``[n, L]`` bool: a column for each value but one.
+def other_labels(faces: FaceDictionary, concept: str | None, images: Tensor) -> Tensor:
+    """What ``labels.csv`` says of images beside a concept, ``[n, L]`` bool: a column for each value but one.
 
     Args:
         faces: The dictionary.
-        concept: The global concept that is asked about, which is not looked at.
+        concept: The global concept that is asked about, which is not looked at. None: a local one is.
         images: ``[n]`` int64, positions in the dictionary.
 
     Returns:
         Columns of the labels that name another global concept. Ethnicity and skin tone are not held fixed for each
         other: they hardly differ. Values of fewer than five images count as one.
     """
-    akin = {"ethnicity": {"skin_tone"}, "skin_tone": {"ethnicity"}}.get(concept, set()) | {concept}
+    akin = {"ethnicity": {"skin_tone"}, "skin_tone": {"ethnicity"}}.get(concept or "", set()) | {concept}
     columns = [torch.zeros(len(images), 0, dtype=torch.bool)]
     for other in faces.ontology.global_:
         if other.name not in akin and len(images):

@@ -15,6 +15,7 @@ from lightning_hnd.dissection import Dissection
 from lightning_hnd.evidence import GRID
 from lightning_hnd.functional.bootstrap import means, percentile_interval, placed_effects, rank_effects, resampled
 from lightning_hnd.functional.significance import Contrast
+from lightning_hnd.groups import other_labels
 from lightning_hnd.places import Places
 from lightning_hnd.showing import ForwardFn, Showing
 from lightning_hnd.undisturbed import undisturbed
@@ -163,7 +164,8 @@ class _Seen:
         of_source = source == ontology.concept_kind[c]
         carried = self._mask[images[of_source]] >= 0
         akin = [o for o, kind in enumerate(ontology.concept_kind) if kind == ontology.concept_kind[c] and o != c]
-        others = carried[:, [o for o in akin if bool(carried[:, o].any())]]
+        told = other_labels(self._faces, None, images[of_source])
+        others = torch.cat([carried[:, [o for o in akin if bool(carried[:, o].any())]], told], dim=1)
         if bool(Contrast.of(carried[:, c], others).left.any()):
             counts = _with_all(int(of_source.sum()), replicates, seed)
             ranked = rank_effects(numbers[of_source, :, 0], carried[:, c], others, counts)

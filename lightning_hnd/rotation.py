@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lightning_hnd.activations import named_layers, resolve_layers
 from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.fresh import SEEDS, FreshWeights, acquainted_networks
 from lightning_hnd.pipeline import dissect
 from lightning_hnd.rules import README, Rule
+from lightning_hnd.showing import Showing
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class RotationTest:
         strengths: ``S`` strengths, 0 for the layer's own basis, 1 for a whole rotation.
         interpretable: For each strength the interpretable units under each of ``R`` rotations.
         concepts: For each strength the different concepts that any unit is paired with, likewise.
+        fresh_interpretable: Interpretable units of each network with fresh weights; empty if none was asked.
+        fresh_concepts: Different concepts of each of them.
     """
 
     layer: str
@@ -32,6 +36,8 @@ class RotationTest:
     strengths: tuple[float, ...]
     interpretable: tuple[tuple[int, ...], ...]
     concepts: tuple[tuple[int, ...], ...]
+    fresh_interpretable: tuple[int, ...] = ()
+    fresh_concepts: tuple[int, ...] = ()
 
 
 def rotation_test(
@@ -42,13 +48,16 @@ def rotation_test(
     strengths: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     seeds: Sequence[int] = (0, 1, 2),
     rule: Rule = README,
+    fresh_seeds: Sequence[int] = SEEDS,
+    factory: Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> RotationTest:
-    """Dissects a layer in rotated bases (Bau et al. 2017, section 3.2).
+    """Dissects a layer in rotated bases (Bau et al. 2017, section 3.2), and likewise with fresh weights.
 
     A rotation ``Q`` is drawn uniformly, and its fractional powers lead from the layer's own basis to it. The layer's
     discriminative power is the same in all of them; if units are interpretable since the network aligned concepts with
-    them, interpretability falls with the strength.
+    them, interpretability falls with the strength. What is left of it may still be learnt, as far as it exceeds what
+    networks of the same architecture with fresh weights come to.
 
     Args:
         model: Any module.
@@ -56,32 +65,49 @@ def rotation_test(
         layer: The name of one layer.
         strengths: Powers of the rotation.
         seeds: One for each rotation.
-        rule: What decides which units are interpretable.
+        rule: What decides which units are interpretable. Under one with a level that is associated and placed: what
+            is *learnt* is not asked unit by unit, for fresh weights are counted by themselves.
+        fresh_seeds: One for each network with fresh weights.
+        factory: Makes such a network, where ``reset_parameters`` throughout the model is not it.
         options: Of :func:`~lightning_hnd.dissect`.
 
     Returns:
         The counts, to be drawn by :func:`~lightning_hnd.report.rotation_plot`.
 
     Raises:
-        ValueError: If several layers match.
+        ValueError: If several layers match, or no network with fresh weights can be made.
     """
     names = resolve_layers(model, layer)
     if len(names) != 1:
         raise ValueError(f"rotation_test takes one layer, and {layer!r} matches {', '.join(names)}")
+    fresh = FreshWeights(tuple(fresh_seeds), factory)
+    obstacle = fresh.obstacle(model, split=False) if fresh_seeds else None
+    if obstacle is not None:
+        raise ValueError(f"{obstacle}, or fresh_seeds=() to do without")
+
+    def counts(network: nn.Module) -> tuple[int, int]:
+        found = dissect(network, dictionary, names[0], quantile=rule.quantile, level=rule.level, **options)
+        found_layer = found.with_rule(rule)[names[0]]
+        return int(found_layer.interpretable.sum()), int(found_layer.paired_concepts.any(axis=0).sum())
+
     module = named_layers(model)[names[0]]
     interpretable, concepts = [], []
     for strength in strengths:
-        found = []
+        pairs = []
         for seed in seeds:
             hook = module.register_forward_hook(_Rotate(seed, strength), prepend=True)
             try:
-                dissection = dissect(model, dictionary, names[0], quantile=rule.quantile, level=rule.level, **options)
+                pairs.append(counts(model))
             finally:
                 hook.remove()
-            found.append(dissection.with_rule(rule)[names[0]])
-        interpretable.append(tuple(int(layer.interpretable.sum()) for layer in found))
-        concepts.append(tuple(int(layer.paired_concepts.any(axis=0).sum()) for layer in found))
-    return RotationTest(names[0], rule, tuple(strengths), tuple(interpretable), tuple(concepts))
+        interpretable.append(tuple(units for units, _ in pairs))
+        concepts.append(tuple(different for _, different in pairs))
+    showing = Showing(**{name: options[name] for name in ("grid", "forward_fn", "batch_size") if name in options})
+    with torch.inference_mode(False):
+        pairs = [counts(network) for network in acquainted_networks(model, dictionary, showing, fresh)]
+    return RotationTest(
+        names[0], rule, tuple(strengths), tuple(interpretable), tuple(concepts), *map(tuple, zip(*pairs, strict=True))
+    )
 
 
 class _Rotate:

@@ -69,6 +69,26 @@ def test_rendered_faces_are_sound(sound: Path) -> None:
     assert {finding.where for finding in of(examination, Flaw.ABSENT_CONCEPT)} >= {"ethnicity"}
 
 
+def test_images_whose_groups_nobody_tells_are_named(faces: Path) -> None:
+    pictures = sorted(path.relative_to(faces).as_posix() for path in faces.glob("attributes/*/original.png"))
+    (told_of_none,) = (f for f in of(check(faces), Flaw.UNTOLD_GROUP) if f.where == "attribute")
+    assert told_of_none.what.startswith(
+        f"of {len(pictures)} images of kind attribute non_localizable/labels.csv does not"
+    )
+    assert f"gender of {len(pictures)}" in told_of_none.what
+    assert "Eyeglasses" in told_of_none.doubtful
+    assert not any(finding.where == "part" for finding in of(check(faces), Flaw.UNTOLD_GROUP))  # they are not compared
+    table = faces / "non_localizable/labels.csv"
+    columns = table.read_text().splitlines()[0].split(",")
+    with table.open("a") as file:
+        for i, picture in enumerate(pictures):
+            row = {"image": picture, "gender": "Male" if i % 2 else "Female"}
+            file.write(",".join(row.get(column, "") for column in columns) + "\n")
+    (told,) = (finding for finding in of(check(faces), Flaw.UNTOLD_GROUP) if finding.where == "attribute")
+    assert "gender" not in told.what
+    assert f"age of {len(pictures)}" in told.what
+
+
 def test_a_mask_off_the_face_is_found_and_no_other(faces: Path) -> None:
     path = part_masks(faces, "nose")[3]
     mask = np.zeros((96, 96), np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from conftest import random_dictionary
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.evidence import Evidence
-from lightning_hnd.functional.defence import beyond_fresh, defend, learnt_null
+from lightning_hnd.functional.defence import beyond_fresh, defend, effects, learnt_null
+from lightning_hnd.functional.significance import partial_rank_test
 from lightning_hnd.places import Places
 from lightning_hnd.processes import Processes
 
@@ -78,8 +80,32 @@ def test_agreement_and_projections_equal_the_plain_form() -> None:
             own = own - own.mean(1, keepdims=True)
             a = own / np.linalg.norm(own, axis=1, keepdims=True) @ modes[:8].T
             r = [np.corrcoef(a[:, k], left[:, k])[0, 1] for k in range(min(8, a.shape[1]))]
-            z = np.sqrt(len(rows) - 1) * np.sum(weight[: len(r)] * r)
+            share = weight[: len(r)] / a.std(0)
+            z = np.sqrt(len(rows) - 1) * np.sum(share * r) / np.linalg.norm(share)
             assert found["placed_z"][u, c].item() == pytest.approx(z, abs=1e-3)
+            effect = np.sum(weight[: len(r)] * r) / weight.sum()
+            assert found["placed_effect"][u, c].item() == pytest.approx(effect, abs=1e-4)
+
+
+def test_correlations_with_modes_are_kept_of_concepts_without_absence() -> None:
+    faces, square, smiling = squares(images=120)
+    c, maps = (
+        PAPER.concept_index("Smiling"),
+        square[:, None] + torch.randn(120, 2, 8, 8, generator=torch.Generator().manual_seed(7)),
+    )
+    assert gather(faces, maps)["placed_correlation"].isnan().all()
+    carried = smiling.nonzero().flatten()
+    found = gather(faces.subset(carried), maps[carried])
+    left = np.linalg.svd((square[carried] - square[carried].mean(0)).flatten(1).double().numpy(), full_matrices=False)
+    own = maps[carried].flatten(2).double().numpy()
+    own = own - own.mean(2, keepdims=True)
+    a = own / np.linalg.norm(own, axis=2, keepdims=True) @ left[2][:8].T
+    share = left[1][:8] / a.std(0)
+    share = share / np.linalg.norm(share, axis=1, keepdims=True)
+    for k in range(8):
+        r = [np.corrcoef(a[:, u, k], left[0][:, k])[0, 1] for u in range(2)]
+        assert found["placed_correlation"][:, c, k].tolist() == pytest.approx(r, abs=1e-3)
+    assert found["placed_share"][c].tolist() == pytest.approx(share.mean(0).tolist(), abs=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 60])
@@ -119,6 +145,26 @@ def test_a_detector_is_told_from_its_place_and_from_a_place_of_the_frame() -> No
     assert verdict.placed[:, c].tolist() == [1, 1, 0, 0]
     assert verdict.paired[:, c].tolist() == [True, False, False, False]
     assert verdict.learnt.eq(-1).all()  # no fresh network was asked
+
+
+def test_a_unit_on_a_group_is_no_detector_of_what_goes_with_it_where_labels_tell_the_group() -> None:
+    faces, square, smiling = squares(images=600)
+    generator = torch.Generator().manual_seed(5)
+    agrees = torch.rand(600, generator=generator) < 0.8
+    female = torch.where(agrees, smiling, ~smiling)  # a correlation of 0.6
+    told = tuple({"gender": "Female" if one else "Male"} for one in female.tolist())
+    signal = torch.stack([square * female[:, None, None], square * smiling[:, None, None]], dim=1)
+    maps = torch.randn(600, 2, 8, 8, generator=generator) + 2 * signal
+    c = PAPER.concept_index("Smiling")
+    untold = gather(faces, maps)
+    known = gather(replace(faces, labels=told), maps)
+    assert (untold["associated_z"][:, c] > 6).all()  # nothing in the dictionary tells them apart
+    assert known["associated_z"][0, c] < 3
+    assert known["associated_z"][1, c] > 6
+    response = torch.einsum("nuhw,hw->nu", maps, Places.of(faces, (8, 8)).usual[c].view(8, 8))
+    oracle = partial_rank_test(response, smiling, female[:, None])
+    assert torch.allclose(known["associated_z"][:, c], oracle.z, atol=1e-2)
+    assert torch.allclose(known["associated_effect"][:, c], oracle.effect, atol=1e-3)
 
 
 def test_null_p_values_of_placed_are_not_smaller_than_uniform() -> None:
@@ -163,6 +209,32 @@ def test_units_like_fresh_ones_are_not_learnt_and_better_ones_are() -> None:
     learnt = beyond_fresh(*network(strong), fresh, 0.05)[0][:, PAPER.concept_index("Smiling")]
     assert learnt[:10].all()
     assert learnt[10:].sum() <= 2
+
+
+def test_modes_in_which_fresh_units_differ_much_count_little_in_what_is_learnt() -> None:
+    """Fresh units go along with the first mode by chance of their filters; one that follows the second is learnt."""
+    generator = torch.Generator().manual_seed(6)
+
+    def network(correlation: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        units = len(correlation)
+        nothing = torch.full((units, 1), torch.nan, dtype=torch.float64)
+        zero = torch.zeros(units, 1, dtype=torch.float64)
+        return {
+            "placed_correlation": correlation[:, None],
+            "placed_share": torch.tensor([[0.8, 0.6]]).double(),
+            "placed_z": zero,
+            "placed_effect": zero,
+            "associated_auc": nothing,
+            "associated_effect": nothing,
+            "group_effect": torch.zeros(units, 0, dtype=torch.float64),
+        }, torch.ones(units, dtype=torch.bool)
+
+    spread = torch.tensor([0.4, 0.02])
+    fresh = learnt_null([network(torch.randn(200, 2, generator=generator) * spread) for _ in range(5)])
+    evidence, live = network(torch.tensor([[0.4, 0.0], [0.0, 0.2], [0.0, 0.0]]))
+    assert beyond_fresh(evidence, live, fresh, 0.05)[0][:, 0].tolist() == [False, True, False]
+    excess = (effects(evidence, fresh)[:, 0] - fresh["mean"]) / fresh["spread"]
+    assert excess.tolist() == pytest.approx([0.8, 0.6 * 10, 0.0], abs=0.5)  # 0.4 and 0.2 are 1 and 10 spreads
 
 
 def test_places_are_found_once() -> None:

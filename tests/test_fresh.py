@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_dictionary
 from torch import nn
 
-from lightning_hnd import FaceDictionary
+from lightning_hnd import FaceDictionary, dissect
 from lightning_hnd.fresh import FreshWeights, Null, fresh_networks, fresh_null, renewed
+from lightning_hnd.functional.defence import effects
 from lightning_hnd.showing import Showing
 
 
@@ -62,11 +64,35 @@ def test_batch_norms_know_the_dictionary_and_dead_units_do_not_count() -> None:
         seen.append(model[1].running_var.clone())
         return model(images)
 
-    faces = random_dictionary(images=30)
-    found = null(network(), faces, ["1", "4"], FreshWeights((1,)), forward_fn=run)
+    faces, model = random_dictionary(images=30), network()
+    model(faces.images(slice(0, 8)))  # in training mode: now its batch norm knows images
+    found = null(model, faces, ["1", "4"], FreshWeights((1,)), forward_fn=run)
     assert (seen[-1] != 1).all()
     assert found["1"]["best_concept"].shape == (6,)
     assert found["4"]["mean"].shape == (len(faces.ontology.local) + faces.ontology.group_offsets[-1],)
+
+
+def test_batch_norms_that_a_model_at_start_left_as_made_are_so_in_fresh_networks() -> None:
+    """Else networks with fresh weights would be unlike a model that is one of them."""
+    faces, model = random_dictionary(images=60), network()
+    found = null(model, faces, ["4"], FreshWeights((1,)))["4"]
+    (itself,) = fresh_networks(model, (1,))
+    layer = dissect(itself, faces, "4", fresh_seeds=(1,))["4"]
+    assert np.array_equal(layer.statistics["fresh_best_concept"], found["best_concept"].numpy())
+    effect = effects({name: torch.tensor(value) for name, value in layer.statistics.items()}, found)[~layer.dead]
+    excess = (effect - found["mean"]) / found["spread"].clamp(min=1e-9)
+    concepts = len(faces.ontology.local)
+    assert torch.equal(torch.nan_to_num(excess[:, :concepts], nan=-torch.inf).amax(1), found["best_concept"])
+
+
+def test_the_key_tells_whether_batch_norms_have_seen_images() -> None:
+    faces, model = random_dictionary(images=30), network()
+    before = FreshWeights((1,)).key(model, faces, ["4"], Showing())
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    assert FreshWeights((1,)).key(model, faces, ["4"], Showing()) == before  # weights make no difference
+    model(faces.images(slice(0, 8)))
+    assert FreshWeights((1,)).key(model, faces, ["4"], Showing()) != before
 
 
 def test_a_factory_is_used() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_grey_is_the_luminance_of_the_same_faces(faces: FaceDictionary) -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValueError, match="images=4 is too few"):
         FaceDictionary.rendered(images=4)
+
+
+def test_labels_of_faces_with_local_labels_are_written_too(tmp_path: Path) -> None:
+    faces = FaceDictionary.rendered(size=16, images=16)
+    told = replace(faces, labels=tuple({"gender": "Male" if i % 2 else "Female"} for i in range(16)))
+    told.to_folder(tmp_path / "faces")
+    again = FaceDictionary.from_folder(tmp_path / "faces", size=16)
+    read = {Path(name).parent.name: known["gender"] for name, known in zip(again.names, again.labels, strict=True)}
+    local = {int(name): gender for name, gender in read.items() if name.isdigit()}
+    assert local == {i: told.labels[i]["gender"] for i in (faces.source >= 0).nonzero().flatten().tolist()}
 
 
 def test_written_out_in_the_released_layout_and_read_again(faces: FaceDictionary, tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ KILLED = {
     # where the third epoch's dissection is when the process is killed
     "while it runs": """
         calls = []
-        def forward(net, images):  # one to choose the layer, twice three of fresh weights, then three a dissection
+        def forward(net, images):  # one to choose the layer, thrice three of fresh weights, three a dissection
             calls.append(net(images))
-            if len(calls) == 1 + 2 * 3 + 3 * 3 + 2:
+            if len(calls) == 1 + 3 * 3 + 3 * 3 + 2:
                 os.kill(os.getpid(), signal.SIGKILL)
         fit(folder, forward_fn=forward)
         """,

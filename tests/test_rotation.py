@@ -11,8 +11,10 @@ from conftest import random_dictionary
 from torch import nn
 
 from lightning_hnd import FaceDictionary, Rule, dissect
+from lightning_hnd.fresh import FreshWeights, acquainted_networks
 from lightning_hnd.report import rotation_plot
 from lightning_hnd.rotation import RotationTest, power, rotation, rotation_test
+from lightning_hnd.showing import Showing
 
 
 def test_rotations_are_orthogonal_of_determinant_one_and_uniform() -> None:
@@ -62,17 +64,41 @@ def test_strength_zero_is_the_layer_itself_and_the_model_is_left_as_it_was() -> 
     assert dissect(model, faces, "layer", quantile=0.05, level=None)["layer"] == plain
 
 
+def test_fresh_weights_are_counted_likewise() -> None:
+    faces = marked()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.BatchNorm2d(6), nn.ReLU())
+    model(faces.images(slice(0, 30)))  # in training mode
+    for rule in (Rule(quantile=0.05), Rule(quantile=0.05, level=0.05)):
+        test = rotation_test(model, faces, "2", strengths=(0.0,), seeds=(0,), rule=rule, fresh_seeds=(1, 2))
+        expected = [
+            dissect(network, faces, "2", quantile=0.05, level=rule.level)["2"]
+            for network in acquainted_networks(model, faces, Showing(), FreshWeights((1, 2)))
+        ]
+        assert test.fresh_interpretable == tuple(int(layer.interpretable.sum()) for layer in expected)
+        assert test.fresh_concepts == tuple(int(layer.paired_concepts.any(0).sum()) for layer in expected)
+    assert rotation_test(model, faces, "2", strengths=(0.0,), seeds=(0,), fresh_seeds=()).fresh_concepts == ()
+
+
+def test_weights_that_nothing_resets_are_refused_before_anything_runs() -> None:
+    model = Shown()
+    model.register_parameter("scale", nn.Parameter(torch.ones(3)))
+    with pytest.raises(ValueError, match=r"1 weights of Shown: scale; .* fresh_seeds=\(\) to do without"):
+        rotation_test(model, marked(), "layer", forward_fn=lambda *_: pytest.fail("it ran"))
+
+
 def test_several_layers_are_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
     with pytest.raises(ValueError, match=r"takes one layer, and '\*' matches 0, 1"):
         rotation_test(model, random_dictionary(), "*")
 
 
-def test_the_picture_shows_both_curves() -> None:
-    test = RotationTest(
-        "layer", Rule(quantile=0.05), (0.0, 0.5, 1.0), ((9, 9), (4, 6), (1, 2)), ((5, 5), (3, 3), (1, 1))
-    )
+def test_the_picture_shows_both_curves_and_fresh_weights() -> None:
+    rotated = ((9, 9), (4, 6), (1, 2)), ((5, 5), (3, 3), (1, 1))
+    test = RotationTest("layer", Rule(quantile=0.05), (0.0, 0.5, 1.0), *rotated)
     picture = rotation_plot(test)
     assert picture.dtype == np.uint8
     assert picture.ndim == 3
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+    with_fresh = rotation_plot(replace(test, fresh_interpretable=(2, 3), fresh_concepts=(1, 2)))
+    assert not np.array_equal(with_fresh, picture)

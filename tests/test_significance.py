@@ -113,6 +113,21 @@ class TestExchangedMasksTest:
         assert torch.stack(z).mean().abs() < 0.06
         assert torch.stack(z).square().mean().item() == pytest.approx(1, abs=0.08)
 
+    def test_a_mode_drowned_in_what_else_a_unit_does_counts_little(self) -> None:
+        """A copy of the mask in noise, ten times as strong along the first mode: the expectation in closed form."""
+        random = np.random.default_rng(1)
+        coefficient = np.linalg.qr(np.concatenate([np.ones((200, 1)), random.normal(size=(200, 2))], axis=1))[0][:, 1:]
+        coefficient, weight, noise = coefficient * math.sqrt(200), np.array([0.8, 0.6]), np.array([10.0, 1.0])
+        z = []
+        for _ in range(300):
+            a = 0.2 * weight * coefficient + noise * random.normal(size=(200, 2))
+            z.append(exchanged_masks_test(*sums(a, coefficient), torch.tensor(200.0), torch.tensor(weight)).z.item())
+        # signal to noise of each mode adds up in squares, as in a matched filter
+        matched = math.sqrt(199) * 0.2 * np.sum((weight / noise) ** 2) / np.linalg.norm(weight / noise)
+        assert np.mean(z) == pytest.approx(matched, abs=0.2)
+        by_masks_alone = math.sqrt(199) * 0.2 * np.sum(weight**2 / noise)
+        assert matched > 1.1 * by_masks_alone
+
     def test_few_faces_or_masks_that_do_not_differ_say_nothing(self) -> None:
         one = torch.ones(3, dtype=torch.float64)
         assert exchanged_masks_test(one, one, one, torch.tensor(9.0), one)[0].isnan()

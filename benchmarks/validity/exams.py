@@ -62,6 +62,7 @@ class Setting(NamedTuple):
         aligned: Whether the faces are, where they are rendered.
         layer: Of the real half's network, from 0: which convolution's output.
         everybody: Whether photographs labelled in age, gender and ethnicity are shown, too, not in skin tone alone.
+        told: Whether ``labels.csv`` tells the groups of faces with local labels, too, where they are rendered.
     """
 
     signal: float = 2.0
@@ -71,6 +72,7 @@ class Setting(NamedTuple):
     aligned: bool = True
     layer: int = 2
     everybody: bool = False
+    told: bool = False
 
 
 RENDERED: dict[str, Setting] = {
@@ -83,6 +85,7 @@ RENDERED: dict[str, Setting] = {
     "confounds 0.6": Setting(correlation=0.6),
     "confounds 0.9": Setting(correlation=0.9),
     "not aligned": Setting(aligned=False),
+    "confounds 0.6, groups told": Setting(correlation=0.6, told=True),
 }
 REAL: dict[str, Setting] = {
     "base": Setting(images=1500),
@@ -116,7 +119,7 @@ def rendered_exam(name: str, seed: int, each: int) -> Exam:
         each: Units of each kind.
     """
     setting = RENDERED[name]
-    truth = _rendered(setting.correlation, seed, setting.aligned).first(setting.images)
+    truth = _rendered(setting.correlation, seed, setting.aligned, setting.told).first(setting.images)
     cells = (setting.cells, setting.cells)
     plants, signals = plant(truth, cells, each, seed)
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -127,8 +130,8 @@ def rendered_exam(name: str, seed: int, each: int) -> Exam:
 
 
 @lru_cache(maxsize=3)
-def _rendered(correlation: float, seed: int, aligned: bool) -> Truth:
-    return rendered(1000, correlation, seed, aligned=aligned)
+def _rendered(correlation: float, seed: int, aligned: bool, told: bool) -> Truth:
+    return rendered(1000, correlation, seed, aligned=aligned, told=told)
 
 
 def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@
 
 A small network learns apparent gender from UTKFace; an ``HNDCallback`` as anybody would write it dissects its last
 convolution. The dictionary has other faces. The first row is the model at start.
+With ``--starts`` so many networks are dissected as they are made, without training: nothing is learnt there.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hnd import README, Dissection, FaceDictionary, HNDCallback
+from lightning_hnd import ABOVE_CHANCE, README, Dissection, FaceDictionary, HNDCallback
+from lightning_hnd.fresh import FreshWeights, fresh_null, with_null
+from lightning_hnd.pipeline import BUDGET, measure
 from lightning_hnd.report import history
 from lightning_hnd.report.keys import prefix, scalars
+from lightning_hnd.showing import Showing
 
 SIZE = 96
 LAYER = "features.11"
@@ -99,6 +103,20 @@ def train(
         return model, list(history(Path(folder) / "hnd"))
 
 
+def starts(dictionary: FaceDictionary, count: int) -> str:
+    """How many units of networks before their first step are called learnt, with local labels alone."""
+    faces = dictionary.subset((dictionary.source >= 0).nonzero().flatten())
+    null = fresh_null(GenderNet(), faces, [LAYER], Showing(), fresh=FreshWeights(), budget=BUDGET)
+    learnt = live = networks = 0
+    for seed in range(300, 300 + count):
+        L.seed_everything(seed, verbose=False)
+        statistics = measure(GenderNet(), faces, [LAYER], README.quantile, Showing(), evidence=True)
+        layer = Dissection.from_statistics(with_null(statistics, null), faces.ontology, ABOVE_CHANCE)[LAYER]
+        found = int((layer.defence.learnt == 1).any(1).sum())
+        learnt, live, networks = learnt + found, live + layer.live, networks + (found > 0)
+    return f"{learnt} of {live} live units are called learnt, in {networks} of {count} networks"
+
+
 def table(dissections: list[Dissection], accuracies: list[float]) -> Iterator[str]:
     """A row of Markdown for each dissection."""
     columns = (
@@ -145,9 +163,13 @@ def main() -> None:
     parser.add_argument("dictionary", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--starts", type=int, default=0)
     args = parser.parse_args()
-    faces = photographs(args.utkface)
     dictionary = FaceDictionary.from_folder(args.dictionary, SIZE)
+    if args.starts:
+        print(starts(dictionary, args.starts))
+        return
+    faces = photographs(args.utkface)
     kinds = {name: int((dictionary.source == k).sum()) for k, name in enumerate(dictionary.ontology.kinds)}
     share = float(faces.tensors[1][:HELD_OUT].float().mean())
     print(f"{len(faces)} faces, {share:.1%} of those held out female; dictionary {kinds}", flush=True)

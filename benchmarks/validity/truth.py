@@ -104,7 +104,9 @@ class Truth:
 # ------------------------------------------------------------------------------------------------------ rendered faces
 
 
-def rendered(local: int, correlation: float, seed: int, *, aligned: bool = True, shown: int = 480) -> Truth:
+def rendered(
+    local: int, correlation: float, seed: int, *, aligned: bool = True, shown: int = 480, told: bool = False
+) -> Truth:
     """Drawn faces in which :data:`PAIRS` correlate.
 
     Args:
@@ -113,6 +115,7 @@ def rendered(local: int, correlation: float, seed: int, *, aligned: bool = True,
         seed: Of the faces.
         aligned: Whether eyes are at about one place, as in the crops that models get.
         shown: Images with one global label, in equal parts age, gender and skin tone.
+        told: Whether ``labels.csv`` tells the groups of images with local labels, too.
     """
     faces = RenderedFaces.sample(
         local + shown,
@@ -130,12 +133,12 @@ def rendered(local: int, correlation: float, seed: int, *, aligned: bool = True,
     group = torch.full((len(faces), len(PAPER.global_)), -1)
     for name in GLOBAL:
         group[:, PAPER.global_index(name)] = faces.groups(name)
-    told = group.clone()
+    asked = group.clone()
     row = torch.arange(len(faces))
     for i, name in enumerate(GLOBAL):  # each image has one global label, or local ones
-        told[(row < local) | (row % len(GLOBAL) != i), PAPER.global_index(name)] = -1
+        asked[(row < local) | (row % len(GLOBAL) != i), PAPER.global_index(name)] = -1
     labels: tuple[Mapping[str, str], ...] = tuple(
-        {} if i < local else {n: GLOBAL[n].groups[int(group[i, PAPER.global_index(n)])] for n in GLOBAL}
+        {} if i < local and not told else {n: GLOBAL[n].groups[int(group[i, PAPER.global_index(n)])] for n in GLOBAL}
         for i in range(len(faces))
     )
     image, concept = (present & (source[:, None] == _KIND)).nonzero(as_tuple=True)
@@ -143,7 +146,7 @@ def rendered(local: int, correlation: float, seed: int, *, aligned: bool = True,
         ontology=PAPER,
         pictures=torch.zeros(len(faces), 1, SIZE, SIZE, dtype=torch.uint8),
         source=source,
-        group=told,
+        group=asked,
         masks=PackedMasks.pack(inside[image, concept]),
         mask_image=image,
         mask_concept=concept,

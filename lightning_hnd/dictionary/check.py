@@ -116,6 +116,7 @@ def check(path: str | Path, ontology: Ontology = PAPER) -> Examination:
         tables = tuple(comparing.confounded(cross_tables(faces)))
         findings.extend(comparing.counted(faces, per_concept, per_group))
         findings.extend(map(comparing.confound, tables))
+        findings.extend(comparing.untold(faces))
     order = {flaw: i for i, flaw in enumerate(Flaw)}
     findings.sort(key=lambda finding: order[finding.flaw])
     return Examination(root, len(looks), per_concept, per_group, tuple(findings), tables)

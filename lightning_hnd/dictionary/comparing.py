@@ -217,6 +217,22 @@ def counted(faces: FaceDictionary, per_concept: Mapping[str, int], per_group: Ma
         yield Finding(Flaw.FEW_IMAGES, name, f"{name} has {n} images, fewer than {FEW}", (name,))
 
 
+def untold(faces: FaceDictionary) -> Iterator[Finding]:
+    """Kinds of images that are compared with and without a concept, and of which few bear a label of their groups."""
+    ontology, carries = faces.ontology, faces.images_per_concept
+    for k, kind in enumerate(ontology.kinds):
+        labels = [faces.labels[i] for i in (faces.source == k).nonzero().flatten().tolist()]
+        compared = [
+            c.name for c, n in zip(ontology.local, carries, strict=True) if c.kind == kind and 0 < n < len(labels)
+        ]
+        missing = {c.name: sum(not known.get(c.name) for known in labels) for c in ontology.global_}
+        most = {name: count for name, count in missing.items() if 2 * count > len(labels)}
+        if compared and most:
+            counts = ", ".join(f"{name} of {count}" for name, count in most.items())
+            what = f"of {len(labels)} images of kind {kind} {LABELS} does not tell {counts}; give a row for each image"
+            yield Finding(Flaw.UNTOLD_GROUP, kind, what, tuple(compared))
+
+
 def confounded(tables: Sequence[CrossTable]) -> Iterator[CrossTable]:
     """Those that are strong, each pair once."""
     seen = set()

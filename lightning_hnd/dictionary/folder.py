@@ -160,7 +160,7 @@ def write_folder(root: Path, dictionary: FaceDictionary) -> None:
     """Writes a dictionary in the released layout, so that any tool that reads the released one reads it.
 
     A face that belongs to groups of several global concepts is written once for each, as the layout wants;
-    ``labels.csv`` says of every copy all that is known.
+    ``labels.csv`` says of every copy all that is known, also of faces with local labels.
 
     Args:
         root: The folder to make.
@@ -188,6 +188,8 @@ def write_folder(root: Path, dictionary: FaceDictionary) -> None:
             for path, mask in zip(paths, dictionary.masks[first:last].dense().numpy(), strict=True):
                 _save(Image.fromarray(mask.astype(np.uint8) * 255), root / path)
             tables[source].append({"image": f"{folder}/original.png", "labels": ";".join(paths)})
+            if dictionary.labels[i]:
+                labels.append({"image": f"{folder}/original.png", **dictionary.labels[i]})
         first = last
         groups = {
             g.name: g.groups[k] for g, k in zip(ontology.global_, dictionary.group[i].tolist(), strict=True) if k >= 0

@@ -85,13 +85,22 @@ def _verdict(passed: Tensor, applies: Tensor) -> Tensor:
     return torch.where(applies, passed.to(torch.int8), -1)
 
 
-def effects(evidence: Mapping[str, Tensor]) -> Tensor:
+def effects(evidence: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tensor:
     """The numbers in which fresh weights must be exceeded: ``[U, C + G]``.
 
-    Of a concept the effect of association where it has absence, else that of place; of a group that of association.
+    Of a concept with absence the effect of association, and so of a group. Of another one that of place: correlations
+    with the modes of its masks, each counted in the spreads that fresh weights give to it, and weighted as in
+    :func:`~lightning_hnd.functional.significance.exchanged_masks_test`.
+
+    Args:
+        evidence: What :meth:`~lightning_hnd.evidence.Evidence.compute` returned.
+        fresh: ``mode_mean``, ``mode_spread`` and ``mode_share [C, K]`` of :func:`learnt_null`.
     """
+    beyond = (evidence["placed_correlation"].double() - fresh["mode_mean"]) / fresh["mode_spread"].clamp(min=1e-9)
+    of_place = torch.where(fresh["mode_spread"] > 1e-9, beyond * fresh["mode_share"], 0.0).sum(2)
     has_absence = evidence["associated_auc"].isfinite()
-    local = torch.where(has_absence, evidence["associated_effect"], evidence["placed_effect"])
+    of_place = torch.where(evidence["placed_effect"].isnan(), torch.nan, of_place)
+    local = torch.where(has_absence, evidence["associated_effect"], of_place)
     return torch.cat([local, evidence["group_effect"]], dim=1)
 
 
@@ -102,13 +111,18 @@ def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict
         networks: Of networks with fresh weights the evidence and the live units ``[U]``.
 
     Returns:
-        ``mean`` and ``spread [C + G]`` of each effect over their live units; ``best_concept`` and ``best_group [n]``:
-        of each live unit the largest effect over concepts and over groups, counted in spreads from the mean.
+        Over their live units ``mode_mean``, ``mode_spread`` and ``mode_share [C, K]`` of the correlations with modes of
+        masks, and ``mean`` and ``spread [C + G]`` of each effect; ``best_concept`` and ``best_group [n]``: of each live
+        unit the largest effect over concepts and over groups, counted in spreads from the mean.
     """
-    effect = torch.cat([effects(evidence)[live] for evidence, live in networks])
+    modes = torch.cat([evidence["placed_correlation"][live] for evidence, live in networks]).double()
+    null = {"mode_mean": modes.nanmean(0)}
+    null["mode_spread"] = (modes - null["mode_mean"]).square().nanmean(0).sqrt()
+    null["mode_share"] = torch.stack([evidence["placed_share"] for evidence, _ in networks]).mean(0)
+    effect = torch.cat([effects(evidence, null)[live] for evidence, live in networks])
     concepts = networks[0][0]["placed_z"].shape[1]
-    mean = effect.nanmean(0)
-    null = {"mean": mean, "spread": (effect - mean).square().nanmean(0).sqrt()}
+    null["mean"] = effect.nanmean(0)
+    null["spread"] = (effect - null["mean"]).square().nanmean(0).sqrt()
     excess = _excess(effect, null)
     nothing = excess.new_full((len(excess), 1), -torch.inf)
     null["best_concept"] = torch.cat([nothing, excess[:, :concepts]], dim=1).amax(1)
@@ -130,7 +144,7 @@ def beyond_fresh(
     procedure; of a selected unit those concepts are learnt that pass the same bar by themselves, so that within a unit
     no concept is claimed falsely but with the probability of the unit's own test (Westfall and Young 1993).
     """
-    excess, concepts = _excess(effects(evidence), fresh), evidence["placed_z"].shape[1]
+    excess, concepts = _excess(effects(evidence, fresh), fresh), evidence["placed_z"].shape[1]
     return (
         _maximum_test(excess[:, :concepts], live, fresh["best_concept"], level),
         _maximum_test(excess[:, concepts:], live, fresh["best_group"], level),

@@ -151,19 +151,35 @@ def strongest(z: Tensor, share: Tensor) -> Tensor:
     return found
 
 
-def exchanged_masks_test(
-    sum_: Tensor, square: Tensor, product: Tensor, count: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
+class MaskTest(NamedTuple):
+    """The outcome of :func:`exchanged_masks_test`; NaN with fewer than ten faces, or masks that do not differ.
+
+    Attributes:
+        z: ``[...]``, of mean 0 and variance 1 if any face's mask would do as well.
+        effect: ``[...]``, the mean correlation, in which modes count as much as masks differ along them.
+        correlation: ``[..., K]``, that of each mode.
+        share: ``[..., K]``, how much each of them counts in ``z``; 0 where maps do not vary.
+    """
+
+    z: Tensor
+    effect: Tensor
+    correlation: Tensor
+    share: Tensor
+
+
+def exchanged_masks_test(sum_: Tensor, square: Tensor, product: Tensor, count: Tensor, weight: Tensor) -> MaskTest:
     r"""Tests whether a unit's maps go with the masks of their own faces, rather than with any face's.
 
     Masks of a concept differ from face to face along a few *modes* (their principal components: further left, lower,
-    wider). With :math:`a_{ik}` the map of face ``i`` projected on mode ``k``, :math:`l_{ik}` the coefficient of its
-    mask, of mean 0 and variance 1 over the faces and uncorrelated between modes, and :math:`r_k` their correlation,
+    wider). With :math:`a_{ik}` the map of face ``i`` projected on mode ``k``, :math:`s_k` its standard deviation over
+    faces, :math:`l_{ik}` the coefficient of the face's mask, of mean 0 and variance 1 and uncorrelated between modes,
+    and :math:`r_k` the correlation of the two,
 
-    .. math:: z = \sqrt{n - 1} \sum_k w_k r_k, \qquad \sum_k w_k^2 = 1.
+    .. math:: z = \sqrt{n - 1} \sum_k v_k r_k, \qquad v_k \propto w_k / s_k, \qquad \sum_k v_k^2 = 1.
 
-    If masks are exchanged between faces, ``z`` has mean 0 and variance 1 exactly (Hoeffding 1951). Weights are the
-    standard deviations of the modes, which is best for a faint copy of the mask in white noise.
+    If masks are exchanged between faces, the :math:`s_k` stay as they are, and ``z`` has mean 0 and variance 1 exactly
+    (Hoeffding 1951). With :math:`w_k` the standard deviations of the modes these weights are best for a faint copy of
+    the mask in whatever else the unit does: modes along which that varies much count less.
 
     Args:
         sum_: ``[..., K]``, sum over faces of :math:`a_{ik}`.
@@ -173,17 +189,20 @@ def exchanged_masks_test(
         weight: ``[..., K]``.
 
     Returns:
-        ``z`` and the effect :math:`\sum_k w_k r_k / \sum_k w_k`, the mean correlation: ``[...]`` float64, NaN with
-        fewer than ten faces or masks that do not differ.
+        The test, in float64; the effect is :math:`\sum_k w_k r_k / \sum_k w_k`.
     """
     n = count.clamp(min=1).unsqueeze(-1)
     spread = (square - sum_.square() / n).clamp(min=0)
     scale = (spread * n).sqrt()  # coefficients have the sum of squares n
-    correlation = torch.where(scale > 1e-9 * square.sqrt() + 1e-12, product / scale.clamp(min=1e-12), 0.0)
-    total = (weight * correlation).sum(-1)
+    varies = scale > 1e-9 * square.sqrt() + 1e-12
+    correlation = torch.where(varies, product / scale.clamp(min=1e-12), 0.0)
+    share = torch.where(varies, weight / scale.clamp(min=1e-12), 0.0)
+    share = share / torch.linalg.vector_norm(share, dim=-1, keepdim=True).clamp(min=1e-30)
     undecided = (count < 2 * LEAST_IMAGES) | (weight.sum(-1) == 0)
-    z = torch.where(undecided, torch.nan, (count - 1).clamp(min=0).sqrt() * total)
-    return z, torch.where(undecided, torch.nan, total / weight.sum(-1).clamp(min=1e-12))
+    z = (count - 1).clamp(min=0).sqrt() * (share * correlation).sum(-1)
+    effect = (weight * correlation).sum(-1) / weight.sum(-1).clamp(min=1e-12)
+    of_modes = (torch.where(undecided.unsqueeze(-1), torch.nan, part) for part in (correlation, share))
+    return MaskTest(*(torch.where(undecided, torch.nan, part) for part in (z, effect)), *of_modes)
 
 
 def upper_tail(z: Tensor) -> Tensor:

@@ -131,18 +131,23 @@ def render(figure: Any) -> Picture:
 def rotation_plot(test: RotationTest) -> Picture:
     """Interpretable units and different concepts against the strength of rotations: mean and range.
 
+    Likewise of fresh weights, which have no basis of their own: broken lines.
+
     Args:
         test: Any.
     """
     figure = new_figure(6, 3.5)
     axes = figure.add_subplot()
-    for counts, name, colour in (
-        (test.interpretable, "interpretable units", _COLOURS[0]),
-        (test.concepts, "different concepts", _COLOURS[1]),
+    for counts, fresh, name, colour in (
+        (test.interpretable, test.fresh_interpretable, "interpretable units", _COLOURS[0]),
+        (test.concepts, test.fresh_concepts, "different concepts", _COLOURS[1]),
     ):
         values = np.array(counts)
         axes.plot(test.strengths, values.mean(axis=1), "o-", color=colour, label=name)
         axes.fill_between(test.strengths, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2)
+        if fresh:
+            axes.axhline(np.mean(fresh), color=colour, linestyle="--", label=f"{name}, fresh weights")
+            axes.axhspan(min(fresh), max(fresh), color=colour, alpha=0.1, linewidth=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"strength of the rotation of {test.layer}")
     axes.set_ylabel(f"count (rule {test.rule.name})")

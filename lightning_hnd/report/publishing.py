@@ -111,28 +111,32 @@ class Publisher:
             logger.log_metrics({**self.at_start, **stopwatch.scalar}, step=_logged_step(trainer))
         return alarms
 
-    def go_on(self, trainer: pl.Trainer, dictionary: FaceDictionary, processes: Processes) -> Dissection | None:
-        """Takes up the files of a resumed run, and returns its baseline if it can be read; called by all processes.
+    def go_on(
+        self, trainer: pl.Trainer, dictionary: FaceDictionary, processes: Processes
+    ) -> tuple[Dissection | None, Dissection | None]:
+        """Takes up the files of a resumed run; called by all processes.
 
-        Warns if that was made with another dictionary, and if the earlier ones cannot be read under the rule.
+        Warns if they were made with another dictionary, and if they cannot be read under the rule.
+
+        Returns:
+            Its baseline and its latest dissection, if they can be read.
         """
-        baseline = timeline = None
+        baseline = latest = timeline = None
         with processes.together("taking up the run's earlier dissections"):
             if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self.files.resume(log_dir(trainer), trainer.global_step)
                 baseline = self.files.baseline()
-                timeline = self._earlier()
-        baseline, self.timeline = processes.first((baseline, timeline))
+                earlier = list(self.files.dissections())
+                latest, timeline = (earlier[-1] if earlier else None), self._timeline_of(earlier)
+        baseline, latest, self.timeline = processes.first((baseline, latest, timeline))
         if baseline is not None and baseline.info["fingerprint"] != dictionary.fingerprint:
             rank_zero_warn(
                 f"the run goes on with another dictionary ({dictionary}) than that of its earlier dissections "
                 f"({baseline.info['dictionary']}): its curves break here"
             )
-        return baseline
+        return baseline, latest
 
-    def _earlier(self) -> Timeline | None:
-        """What the files hold."""
-        earlier = list(self.files.dissections())
+    def _timeline_of(self, earlier: list[Dissection]) -> Timeline | None:
         try:
             return Timeline.of(earlier, self._rules[-1]) if earlier else None
         except ValueError as error:
