@@ -90,7 +90,7 @@ class BiasStatistics:
             ``K`` global concepts, ``G`` groups of all of them, ``L`` labels.
 
             - ``encoding_index``, ``encoding_low``, ``encoding_high``, ``encoding_p [K]`` and ``encoding_lean [G]``:
-              :func:`~lightning_hnd.functional.bias.encoding`
+              :func:`~lightning_hnd.functional.bias.encoding`; NaN where the dictionary cannot tell
             - ``shortcut_index``, ``shortcut_error``, ``shortcut_z [L, L]``:
               :func:`~lightning_hnd.functional.bias.shortcut`, a row for each task and a column for each cue; NaN
               where the dictionary cannot tell

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -95,6 +96,24 @@ def refuse_unknown(trainer: pl.Trainer, known: Sequence[str]) -> None:
             near = difflib.get_close_matches(monitor, known, n=3) or known[:3]
             raise ValueError(
                 f"{who} monitors {monitor!r}, which HNDCallback does not log; did you mean {', '.join(near)}?"
+            )
+
+
+def refuse_untold(trainer: pl.Trainer, at_start: Mapping[str, float]) -> None:
+    """Refuses whoever would wait for a number that the dictionary cannot give.
+
+    Args:
+        trainer: The trainer.
+        at_start: The scalars of the baseline.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for who, monitor in monitors(trainer):
+        if math.isnan(at_start.get(monitor, 0.0)):
+            raise ValueError(
+                f"{who} monitors {monitor!r}, which is NaN: the dictionary has not enough faces to tell. Monitor "
+                "another key, or give a dictionary that has them"
             )
 
 

@@ -101,7 +101,8 @@ def test_a_timeline_reads_dissections_in_any_order_and_has_each_moment_once(tmp_
     for t, dissection in enumerate(found):
         read = dissection["1"]
         assert np.array_equal(ordered["1"].paired[t], read.paired_concepts)
-        assert np.array_equal(ordered["1"].measures["encoding_index"][t], read.statistics["encoding_index"])
+        encoded = ordered["1"].measures["encoding_index"][t], read.statistics["encoding_index"]
+        assert np.array_equal(*encoded, equal_nan=True)
         strongest = [u.concepts[0].name if u.concepts else None for u in read.units]
         assert [PAPER.local[c].name if c >= 0 else None for c in ordered["1"].concept[t]] == strongest
     files = write_timeline(ordered, tmp_path / "out")

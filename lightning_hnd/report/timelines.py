@@ -144,11 +144,15 @@ def _encodings(axes: Any, layer: LayerTimeline) -> None:
     axes.set_title("how strongly groups are encoded (0: as by chance), 95 % interval", fontsize=9, loc="left")
     for k, concept in enumerate(layer.ontology.global_):
         index, low, high = (layer.measures[f"encoding_{name}"][:, k] for name in ("index", "low", "high"))
+        if np.isnan(index).all():  # the dictionary has no faces of it
+            continue
         _interval(axes, low, high, colour(k))
         axes.plot(index, color=colour(k), label=concept.name, marker=".", markersize=4)
     axes.set_ylim(0, 1)
-    if layer.ontology.global_:
+    if axes.lines:
         axes.legend(fontsize=7)
+    else:
+        _nothing(axes, "not measured, or the dictionary cannot tell")
 
 
 def _shortcuts(axes: Any, layer: LayerTimeline) -> None:
