@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def timeline_picture(layer: LayerTimeline) -> Picture:
 
 
 def write_timeline(timeline: Timeline, folder: Path) -> list[Path]:
-    """Writes a picture of each layer, and a table of all: ``timeline-<layer>.png`` and ``timeline.csv``.
+    """Writes a picture of each layer, ``timeline-<layer>.png``, and two tables of all.
+
+    ``timeline.csv`` has a row for each moment, ``timeline-shortcuts.csv`` one for each moment, task and cue.
 
     Args:
         timeline: Any.
@@ -65,21 +67,29 @@ def write_timeline(timeline: Timeline, folder: Path) -> list[Path]:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "timeline.csv"
-    rows = [row for layer in timeline for row in layer.table()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    with whole_file(table) as file:
-        file.write(text.getvalue().encode())
-    written = [table]
+    written = []
+    for name, rows in (
+        ("timeline.csv", [row for layer in timeline for row in layer.table()]),
+        ("timeline-shortcuts.csv", [row for layer in timeline for row in layer.shortcut_table()]),
+    ):
+        if rows:  # there may be no shortcut that the dictionary can tell
+            _write_table(folder / name, rows)
+            written.append(folder / name)
     for layer in timeline:
         path = folder / _file_name(layer.name, taken=written)
         with whole_file(path) as file:
             Image.fromarray(timeline_picture(layer)).save(file, format="PNG")
         written.append(path)
     return written
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, str | int | float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def _file_name(layer: str, taken: Sequence[Path]) -> str:
