@@ -26,11 +26,10 @@ from lightning_hnd.functional import mid_ranks
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "examples" / "bias"), str(Path(__file__).parent / "validity")]
 
-from experiment import AGE, GLASSES, SKIN_TONE, Experiment, Run  # noqa: E402
+from experiment import EXPERIMENTS, Experiment, Run  # noqa: E402
 from judge import binomial_interval  # noqa: E402
 from showing import accuracy, by_strength, draw, over_epochs, raised, with_reach  # noqa: E402
 
-EXPERIMENTS = {experiment.name: experiment for experiment in (GLASSES, SKIN_TONE, AGE)}
 STRENGTHS = (0.7, 0.9, 1.0)
 
 

@@ -133,7 +133,7 @@ class HNDCallback(Callback):
         alerts: Tell when a layer starts to encode a group, or to take a cue for it: :class:`~lightning_hnd.BiasAlert`.
 
     Raises:
-        TypeError: If the Trainer is not one of ``lightning.pytorch``.
+        TypeError: If the Trainer is not one of ``lightning.pytorch``, or an alert is no ``BiasAlert``.
         ValueError: If a value is out of range, ``fresh_seeds`` or ``factory`` is given without a level, or ``size``,
             ``mean`` or ``std`` is given beside a FaceDictionary, which has its own. Before the first step also: if a
             layer does not exist or does not run, the dictionary is damaged, activations are not finite, somebody
@@ -189,6 +189,8 @@ class HNDCallback(Callback):
         self._tolerant = on_error == "warn"
         self._processes = ALONE
         self._alerts = (alerts,) if isinstance(alerts, BiasAlert) else tuple(alerts)
+        if not all(isinstance(alert, BiasAlert) for alert in self._alerts):
+            raise TypeError(f"alerts must be BiasAlert('gender', ...) or several of them, got {alerts!r}")
         self._begin()
 
     def _begin(self) -> None:

@@ -222,13 +222,20 @@ def test_each_pair_that_a_name_stands_for_is_judged_for_itself() -> None:
     ("wrong", "message"),
     [
         ({"concept": "Eyeglasses"}, "must be a global one; known are age"),
-        ({"concept": "gendre", "cue": "Eyeglasses"}, "no concept or group 'gendre'"),
+        (
+            {"concept": "gendre", "cue": "Eyeglasses"},
+            "no concept or group 'gendre'; did you mean one of gender, gender/Male",
+        ),
         ({"concept": "gender", "cue": "gender/Male"}, "of which it is a part"),
     ],
 )
 def test_alerts_on_what_is_not_known_are_refused(wrong: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check([BiasAlert(**wrong)], PAPER)
+    with pytest.raises(
+        TypeError, match=r"alerts must be BiasAlert\('gender', ...\) or several of them, got \['gender'\]"
+    ):
+        HNDCallback(alerts=["gender"])  # type: ignore[list-item]
     for bad in ({"index": 1.0}, {"for_epochs": 0}, {"level": 0.0}, {"then": "shout"}):
         with pytest.raises(ValueError, match="|".join(bad)):
             BiasAlert("gender", **bad)

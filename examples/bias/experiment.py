@@ -124,6 +124,11 @@ class Experiment:
     epochs: int = 7
     near: bool = False
 
+    @property
+    def concept(self) -> str:
+        """What the cue is, or is a group of."""
+        return self.cue.split("/")[0]
+
     def draw(self, each: int, seed: int) -> Faces:
         """Draws so many faces of each kind: of the task or not, with the cue or not."""
         task, cue = (torch.arange(4 * each) % 4 >= 2), (torch.arange(4 * each) % 2 == 1)
@@ -298,6 +303,7 @@ SKIN_TONE = Experiment(
     near=True,
 )
 AGE = Experiment("age", "Age as a shortcut to gender", task="gender/Male", cue="age/sixty_plus")
+EXPERIMENTS = {experiment.name: experiment for experiment in (GLASSES, SKIN_TONE, AGE)}
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def draw(runs: Sequence[Run], experiment: Experiment) -> Figure:
     """The index over epochs, and what the model does; below, if the cue is a group, the encoding of its concept."""
     titles = {"index": experiment.title}
     if runs[0].encoded is not None:
-        titles["encoding"] = f"How strongly {experiment.cue.split('/')[0]} is encoded"
+        titles["encoding"] = f"How strongly {experiment.concept} is encoded"
     figure = Figure(figsize=(9.5, 3.8 * len(titles)), layout="constrained")
     rows = figure.subplots(len(titles), 2, width_ratios=(3, 2), squeeze=False)
     for (left, right), (measure, title) in zip(rows, titles.items(), strict=True):
