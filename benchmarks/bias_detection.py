@@ -20,18 +20,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_hnd.functional import mid_ranks
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "examples" / "bias"), str(Path(__file__).parent / "validity")]
 
-from experiment import AGE, GLASSES, SKIN_TONE, Experiment, Run  # noqa: E402
+from experiment import EXPERIMENTS, Experiment, Run  # noqa: E402
 from judge import binomial_interval  # noqa: E402
-from showing import by_strength, draw_accuracy, draw_emergence, with_reach  # noqa: E402
+from showing import accuracy, by_strength, draw, over_epochs, raised, with_reach  # noqa: E402
 
-EXPERIMENTS = {experiment.name: experiment for experiment in (GLASSES, SKIN_TONE, AGE)}
 STRENGTHS = (0.7, 0.9, 1.0)
 
 
@@ -70,9 +68,11 @@ def rank_correlation(x: Tensor, y: Tensor) -> float:
     return float(torch.corrcoef(ranks.T)[0, 1])
 
 
-def correlation_interval(runs: Sequence[Run], resamples: int = 2000) -> tuple[float, float, float]:
-    """Spearman's rank correlation of strength and index, and the 95 % interval of a bootstrap over runs."""
-    x, y = (torch.tensor(values) for values in ([r.p for r in runs], [r.index[-1] for r in runs]))
+def correlation_interval(
+    runs: Sequence[Run], measure: str = "index", resamples: int = 2000
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation of strength and measure, and the 95 % interval of a bootstrap over runs."""
+    x, y = (torch.tensor(values) for values in ([r.p for r in runs], [over_epochs(r, measure)[-1] for r in runs]))
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randint(len(runs), (len(runs),), generator=generator) for _ in range(resamples)]
     found = torch.tensor([rank_correlation(x[i], y[i]) for i in drawn])
@@ -80,23 +80,24 @@ def correlation_interval(runs: Sequence[Run], resamples: int = 2000) -> tuple[fl
     return rank_correlation(x, y), low, high
 
 
-def table(runs: Sequence[Run]) -> str:
-    """Of each strength: how many runs raise the alarm, when, and what the index is at the end."""
+def table(runs: Sequence[Run], measure: str = "index") -> str:
+    """Of each strength: how many runs raise the alarm, when, what it measures, and what the networks do."""
     lines = [
-        "| strength p | runs | alarms | share (95 %) | epoch of alarm | index at start | index at the end |",
-        "|" + " --- |" * 7,
+        f"| strength p | runs | alarms | share (95 %) | epoch of alarm | {measure} at start | {measure} at the end | "
+        "accuracy, cue as learnt | against it |",
+        "|" + " --- |" * 9,
     ]
     for p, some in by_strength(runs).items():
-        alarms = sorted(epoch for run in some if (epoch := run.alarm()) is not None)
+        alarms = sorted(epoch for run in some if (epoch := raised(run, measure)) is not None)
         low, high = binomial_interval(len(alarms), len(some))
         when = f"{statistics.median(alarms):g} ({alarms[0]} to {alarms[-1]})" if alarms else ""
-        start, end = (with_reach([run.index[at] for run in some]) for at in (0, -1))
+        start, end = (with_reach([over_epochs(run, measure)[at] for run in some]) for at in (0, -1))
         lines.append(
             f"| {p} | {len(some)} | {len(alarms)} | {100 * len(alarms) / len(some):.0f} % ({100 * low:.1f} to "
-            f"{100 * high:.1f}) | {when} | {start} | {end} |"
+            f"{100 * high:.1f}) | {when} | {start} | {end} | {accuracy(some, True):.2f} | {accuracy(some, False):.2f} |"
         )
-    value, low, high = correlation_interval(runs)
-    lines.append(f"\nRank correlation of strength and index: {value:.2f} ({low:.2f} to {high:.2f}).")
+    value, low, high = correlation_interval(runs, measure)
+    lines.append(f"\nRank correlation of strength and {measure}: {value:.2f} ({low:.2f} to {high:.2f}).")
     return "\n".join(lines)
 
 
@@ -108,14 +109,6 @@ def accused(runs: Sequence[Run]) -> str:
     named = sorted((cue for cue in count if count[cue]), key=lambda cue: -count[cue])
     told = ", ".join(f"{cue} {count[cue]}" for cue in named) or "none"
     return f"Cues that raise the alarm in {len(control)} balanced runs, of {len(cues)}: {told}."
-
-
-def draw(runs: Sequence[Run], experiment: Experiment, path: Path) -> None:
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    draw_emergence(left, runs, experiment)
-    draw_accuracy(right, runs, experiment)
-    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -133,8 +126,10 @@ def main() -> None:
         run(args.file, experiment, args.seeds, args.balanced, args.first)
     runs = [run for run in read(args.file) if run.experiment == experiment.name]
     print(f"{table(runs)}\n\n{accused(runs)}")
+    if runs[0].encoded is not None:
+        print(f"\n{table(runs, 'encoding')}")
     if args.picture:
-        draw(runs, experiment, args.picture)
+        draw(runs, experiment).savefig(args.picture, dpi=150)
 
 
 if __name__ == "__main__":

@@ -185,8 +185,8 @@ def _measure(
                 for name in dict.fromkeys(names):
                     rows = torch.tensor([other == name for other in names], device=target.device)
                     by_group.setdefault(name, _fresh(metric, device)).update(prediction[rows], target[rows])
-    if not by_group[OVERALL].update_called:
-        raise ValueError("the dataloader gave no batch; it is gone through several times, so give no iterator")
+        if not by_group[OVERALL].update_called:
+            raise ValueError("the dataloader gave no batch; it is gone through several times, so give no iterator")
     groups = sorted({name for names in _processes().gather(list(by_group)) for name in names} - {OVERALL})
     # all processes compute all of them, for metrics sync; of what is in lists a process must hold one, if an empty one
     for name in groups:

@@ -33,7 +33,8 @@ class AblationCallback(Callback):
     Args:
         concept: As in :func:`~lightning_hnd.ablate`.
         metric: As there.
-        every_n_epochs: When so many epochs have passed since the last time; in epochs without a dissection never.
+        every_n_epochs: When so many epochs have passed since the last time; in epochs without a dissection never. 1 if
+            somebody monitors what is logged.
         predict: As there, where batches are not ``(images, target)`` or ``(images, target, group)``.
         controls: As there.
         seed: As there.
@@ -63,7 +64,7 @@ class AblationCallback(Callback):
         self.concept = concept
         self.latest: dict[str, Ablation] = {}
         self._metric = metric
-        self._every_n_epochs = every_n_epochs
+        self.every_n_epochs = every_n_epochs
         self._predict = predict
         self._options: dict[str, Any] = {"controls": controls, "seed": seed}
         self._dataloader = dataloader
@@ -103,7 +104,7 @@ class AblationCallback(Callback):
         dissection = _dissecting(trainer, self).latest
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or dissection is None:
             return
-        if self._last_epoch is not None and 0 <= trainer.current_epoch - self._last_epoch < self._every_n_epochs:
+        if self._last_epoch is not None and 0 <= trainer.current_epoch - self._last_epoch < self.every_n_epochs:
             return
         if dissection.info["step"] != trainer.global_step:
             return

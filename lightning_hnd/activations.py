@@ -88,24 +88,29 @@ def record(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, list[A
 def switched_off(model: nn.Module, layer: str, units: Sequence[int]) -> Iterator[None]:
     """While open, some units of a layer give 0 everywhere, whatever they see.
 
+    Of an output that is a tuple or list the first tensor is changed, which is the one that is dissected.
+
     Args:
         model: The module.
         layer: The layer's dotted name.
         units: Channels of ``[B, U, h, w]``, or of tokens ``[B, T, U]``.
 
     Raises:
-        ValueError: If the layer is not there, or, while it runs, gives neither.
+        ValueError: If the layer is not there, does not run, or gives neither.
     """
-    known = named_layers(model)
+    known, ran = named_layers(model), False
     if layer not in known:
         raise ValueError(f"the model has no layer {layer!r}, of which units are to be switched off")
 
-    def silence(_module: nn.Module, _inputs: Any, output: Any) -> Tensor:
-        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-            got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    def silence(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        nonlocal ran
+        ran, maps = True, _first_tensor(output)
+        if maps is None or maps.ndim not in (3, 4):
+            got = type(output).__name__ if maps is None else f"shape {list(maps.shape)}"
             raise ValueError(f"layer {layer!r} gives {got}; units are switched off in maps or tokens only")
-        off = torch.tensor(units, dtype=torch.int64, device=output.device)
-        return output.index_fill(1 if output.ndim == 4 else 2, off, 0.0)
+        off = torch.tensor(units, dtype=torch.int64, device=maps.device)
+        silenced = maps.index_fill(1 if maps.ndim == 4 else 2, off, 0.0)
+        return silenced if output is maps else _with_first(output, silenced)
 
     handle = known[layer].register_forward_hook(silence)
     try:
@@ -113,6 +118,10 @@ def switched_off(model: nn.Module, layer: str, units: Sequence[int]) -> Iterator
             yield
     finally:
         handle.remove()
+    if not ran:
+        raise ValueError(
+            f"layer {layer!r} did not run while units of it were switched off: what runs does not reach it"
+        )
 
 
 def _eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -268,6 +277,13 @@ def _first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, tuple | list) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
+
+
+def _with_first(output: Any, tensor: Tensor) -> Any:
+    """A tuple or list with another first element."""
+    if hasattr(output, "_replace"):
+        return output._replace(**{output._fields[0]: tensor})
+    return type(output)([tensor, *output[1:]])
 
 
 def _grid_hint(tokens: int) -> str:

@@ -20,6 +20,7 @@ from lightning_hnd.functional.bias import (
     rank_share,
     shortcut_from_scores,
 )
+from lightning_hnd.groups import other_labels
 
 
 class _Source(NamedTuple):
@@ -43,21 +44,22 @@ class BiasStatistics:
 
     Labels are the local concepts, then the groups, in the order of the ontology. Those of local concepts are compared
     on the images of their kind, groups on the images of their global concept, other labels of the same images held
-    fixed. Units respond by their peaks.
+    fixed, those of ``labels.csv`` among them. Units respond by their peaks.
 
     Args:
         ontology: The concepts.
         source: ``[N]`` int64, as in :class:`~lightning_hnd.dictionary.DictionaryBatch`.
         group: ``[N, K]`` int64, likewise.
         carried: ``[N, C]`` bool, which image carries which local concept.
+        known: ``[N, K]`` int64, as in the batch.
     """
 
-    def __init__(self, ontology: Ontology, source: Tensor, group: Tensor, carried: Tensor) -> None:
+    def __init__(self, ontology: Ontology, source: Tensor, group: Tensor, carried: Tensor, known: Tensor) -> None:
         self._ontology = ontology
         self._size = len(ontology.local) + ontology.group_offsets[-1]
-        self._sources = [_of_kind(ontology, kind, source, carried) for kind in range(len(ontology.kinds))]
+        self._sources = [_of_kind(ontology, kind, source, carried, known) for kind in range(len(ontology.kinds))]
         self._first_global = len(self._sources)
-        self._sources += [_of_global(ontology, k, group) for k in range(len(ontology.global_))]
+        self._sources += [_of_global(ontology, k, group, known) for k in range(len(ontology.global_))]
         self._scores = [
             torch.zeros(len(s.images), self._size, dtype=torch.float64).to(group.device) for s in self._sources
         ]
@@ -88,7 +90,7 @@ class BiasStatistics:
             ``K`` global concepts, ``G`` groups of all of them, ``L`` labels.
 
             - ``encoding_index``, ``encoding_low``, ``encoding_high``, ``encoding_p [K]`` and ``encoding_lean [G]``:
-              :func:`~lightning_hnd.functional.bias.encoding`
+              :func:`~lightning_hnd.functional.bias.encoding`; NaN where the dictionary cannot tell
             - ``shortcut_index``, ``shortcut_error``, ``shortcut_z [L, L]``:
               :func:`~lightning_hnd.functional.bias.shortcut`, a row for each task and a column for each cue; NaN
               where the dictionary cannot tell
@@ -126,25 +128,31 @@ def _concepts(ontology: Ontology) -> list[int]:
     return [*range(local), *(local + k for k, concept in enumerate(ontology.global_) for _ in concept.groups)]
 
 
-def _of_kind(ontology: Ontology, kind: int, source: Tensor, carried: Tensor) -> _Source:
+def _of_kind(ontology: Ontology, kind: int, source: Tensor, carried: Tensor, known: Tensor) -> _Source:
     images = (source == kind).nonzero().flatten()
     label = torch.tensor([c for c, k in enumerate(ontology.concept_kind) if k == kind], device=source.device)
-    return _Source(images, label, *contrasts(carried[images][:, label], label))
+    return _source(images, label, carried[images][:, label], label, other_labels(known[images], ontology))
 
 
-def _of_global(ontology: Ontology, k: int, group: Tensor) -> _Source:
+def _of_global(ontology: Ontology, k: int, group: Tensor, known: Tensor) -> _Source:
     """The images of a global concept; what is known there of other global concepts is held fixed."""
     images = (group[:, k] >= 0).nonzero().flatten()
-    first, last = ontology.group_offsets[k : k + 2]
-    member = [
+    first, last = (len(ontology.local) + offset for offset in ontology.group_offsets[k : k + 2])
+    label = torch.arange(first, last, device=group.device)
+    of_others = [
         group[images, j, None] == torch.arange(len(concept.groups), device=group.device)
         for j, concept in enumerate(ontology.global_)
+        if j != k
     ]
-    local = len(ontology.local)
-    concept = torch.tensor(_concepts(ontology)[local:], device=group.device)
-    found = contrasts(torch.cat(member, dim=1), concept)
-    label = torch.arange(local + first, local + last, device=group.device)
-    return _Source(images, label, found.contrast[:, first:last], found.basis)
+    others = torch.cat([*of_others, other_labels(known[images], ontology, ontology.global_[k].name)], dim=1)
+    return _source(images, label, group[images, k, None] == label - first, torch.zeros_like(label), others)
+
+
+def _source(images: Tensor, label: Tensor, carried: Tensor, concept: Tensor, others: Tensor) -> _Source:
+    """Some labels on some images, ``others`` of them held fixed."""
+    apart = torch.full((others.shape[1],), -1, device=concept.device)
+    found = contrasts(torch.cat([carried, others], dim=1), torch.cat([concept, apart]))
+    return _Source(images, label, found.contrast[:, : len(label)], found.basis)
 
 
 def _add(sums: list[EncodingSums]) -> EncodingSums:

@@ -28,6 +28,7 @@ from lightning_hnd.monitors import (
     refuse_stale,
     refuse_stopping_at_nan,
     refuse_unknown,
+    refuse_untold,
     warn_of_averaging,
     warn_without_validation,
 )
@@ -79,7 +80,8 @@ class HNDCallback(Callback):
     ``births``, ``deaths``,     under the last rule alone, as are the next two: units that have become paired, ceased to
     ``switches``, ``churn``     be, or changed their strongest concept since the dissection before; their share
     ``bias/<concept>/...``      how strongly the layer encodes a global concept (``index``), less what it did at start
-                                (``since_start``) and the time before (``since_last``): ``docs/bias.md``
+                                (``since_start``) and the time before (``since_last``): ``docs/bias.md``; NaN for
+                                concepts that the dictionary has no faces of
     ``alert/<name>/...``        for each alert its ``measure``, and whether it is ``raised``
     ``hnd/seconds``             what the dissection took, with its files and pictures; that of a second
                                 HNDCallback of the Trainer is ``hnd/seconds-2``
@@ -133,11 +135,11 @@ class HNDCallback(Callback):
         alerts: Tell when a layer starts to encode a group, or to take a cue for it: :class:`~lightning_hnd.BiasAlert`.
 
     Raises:
-        TypeError: If the Trainer is not one of ``lightning.pytorch``.
+        TypeError: If the Trainer is not one of ``lightning.pytorch``, or an alert is no ``BiasAlert``.
         ValueError: If a value is out of range, ``fresh_seeds`` or ``factory`` is given without a level, or ``size``,
             ``mean`` or ``std`` is given beside a FaceDictionary, which has its own. Before the first step also: if a
             layer does not exist or does not run, the dictionary is damaged, activations are not finite, somebody
-            monitors a key that will not be logged, goes stale or may be NaN, ``fresh_seeds`` are given and
+            monitors a key that will not be logged, goes stale or is NaN, ``fresh_seeds`` are given and
             ``reset_parameters`` does not reach a weight, the strategy is not supported, or processes have different
             dictionaries.
         FileNotFoundError: If ``dictionary`` is a path that does not exist.
@@ -189,6 +191,8 @@ class HNDCallback(Callback):
         self._tolerant = on_error == "warn"
         self._processes = ALONE
         self._alerts = (alerts,) if isinstance(alerts, BiasAlert) else tuple(alerts)
+        if not all(isinstance(alert, BiasAlert) for alert in self._alerts):
+            raise TypeError(f"alerts must be BiasAlert('gender', ...) or several of them, got {alerts!r}")
         self._begin()
 
     def _begin(self) -> None:
@@ -345,10 +349,13 @@ class HNDCallback(Callback):
             return
         stopwatch = Stopwatch(self._seconds_key(trainer))
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
-        for alarm in self._publisher.begin(trainer, self.baseline, self._known, self._processes, stopwatch):
+        alarms = self._publisher.begin(trainer, self.baseline, self._known, self._processes, stopwatch)
+        refuse_untold(trainer, self._publisher.at_start)
+        for alarm in alarms:
             _sound(trainer, alarm)
 
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        refuse_untold(trainer, self._publisher.at_start)
         rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
         few = self._prepare(trainer, pl_module, self._known.subset(range(self._processes.size)))
         self._dissector.measure(few)  # fails now rather than later

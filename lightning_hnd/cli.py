@@ -248,6 +248,10 @@ def _timeline(args: argparse.Namespace) -> int:
 
     rule = {"readme": README, "released": RELEASED, "above_chance": ABOVE_CHANCE}.get(args.rule)
     if all(path.suffix == ".ckpt" for path in args.paths):
+        if args.out is not None and any((args.out / "hnd").glob("*")):
+            raise ValueError(
+                f"{args.out / 'hnd'} holds dissections already, and none is written over: give another --out"
+            )
         timeline = Timeline.of(_of_checkpoints(args), rule)
     elif len(args.paths) == 1:
         inside = args.paths[0] / "hnd"

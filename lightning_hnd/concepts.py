@@ -137,12 +137,13 @@ class Ontology:
         """The positions among the labels that a name stands for: its own, or those of a global concept's groups.
 
         Raises:
-            ValueError: If there is no such concept or group.
+            ValueError: If there is no such concept or group, with the nearest names.
         """
         found = [i for i, label in enumerate(self.labels) if label == name or label.startswith(f"{name}/")]
         if not found:
             known = [*(concept.name for concept in self.global_), *self.labels]
-            raise ValueError(f"there is no concept or group {name!r}; known are {', '.join(known)}")
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+            raise ValueError(f"there is no concept or group {name!r}; did you mean one of {', '.join(near)}?")
         return found
 
     def concept_index(self, name: str) -> int:

@@ -193,7 +193,7 @@ class _Kind:
     def of(cls, faces: FaceDictionary, kind: int) -> _Kind:
         images, count = (faces.source == kind).nonzero().flatten(), faces.images_per_concept
         concepts = [c for c, k in enumerate(faces.ontology.concept_kind) if k == kind and count[c]]
-        told = other_labels(faces, None, images)
+        told = other_labels(faces.known[images], faces.ontology)
         groups = torch.zeros(len(faces), told.shape[1], dtype=torch.bool)
         groups[images] = told
         return cls(concepts, [c for c in concepts if LEAST_IMAGES <= count[c] <= len(images) - LEAST_IMAGES], groups)

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_hnd.concepts import Ontology
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, strongest
 
 GRID = 8
 """Cells of maps on a side, each of which is asked; larger maps are averaged down to it."""
-
-_AGES = (20.0, 40.0, 60.0)
-_BINS = 4  # for labels that are numbers, and of which no groups are known
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class _Comparison:
         images = (group >= 0).nonzero().flatten()
         place = torch.full((len(faces),), -1)
         place[images] = torch.arange(len(images))
-        others = other_labels(faces, concept.name, images)
+        others = other_labels(faces.known[images], faces.ontology, concept.name)
         if not len(images):
             return cls(place, torch.zeros(0, len(concept.groups)).double(), torch.zeros(0, 0).double())
         contrasts = [Contrast.of(group[images] == g, others) for g in range(len(concept.groups))]
@@ -136,36 +134,22 @@ def _shares(asked: int) -> Tensor:
     return torch.tensor([0.25, 0.25, *[0.5 / max(cells, 1)] * cells], dtype=torch.float64)[:asked]
 
 
-def other_labels(faces: FaceDictionary, concept: str | None, images: Tensor) -> Tensor:
+def other_labels(known: Tensor, ontology: Ontology, concept: str | None = None) -> Tensor:
     """What ``labels.csv`` says of images beside a concept, ``[n, L]`` bool: a column for each value but one.
 
     Args:
-        faces: The dictionary.
+        known: ``[n, K]`` int64, as in :class:`~lightning_hnd.dictionary.DictionaryBatch`.
+        ontology: The concepts.
         concept: The global concept that is asked about, which is not looked at. None: a local one is.
-        images: ``[n]`` int64, positions in the dictionary.
 
     Returns:
         Columns of the labels that name another global concept. Ethnicity and skin tone are not held fixed for each
         other: they hardly differ. Values of fewer than five images count as one.
     """
     akin = {"ethnicity": {"skin_tone"}, "skin_tone": {"ethnicity"}}.get(concept or "", set()) | {concept}
-    columns = [torch.zeros(len(images), 0, dtype=torch.bool)]
-    for other in faces.ontology.global_:
-        if other.name not in akin and len(images):
-            values = [faces.labels[i].get(other.name, "") for i in images.tolist()]
-            numbers = torch.tensor(_as_numbers(other.name, values))
-            common = [v for v in numbers.unique().tolist() if int((numbers == v).sum()) >= LEAST_IMAGES]
-            columns += [(numbers == v).unsqueeze(1) for v in common[1:]]
+    columns = [torch.zeros(len(known), 0, dtype=torch.bool, device=known.device)]
+    for other, numbers in zip(ontology.global_, known.unbind(1), strict=True):
+        if other.name not in akin:
+            values, counts = numbers.unique(return_counts=True)
+            columns.append(numbers[:, None] == values[counts >= LEAST_IMAGES][1:])
     return torch.cat(columns, dim=1)
-
-
-def _as_numbers(name: str, values: list[str]) -> list[int]:
-    """Equal labels get equal numbers; of numbers those between the same bounds do."""
-    try:
-        numbers = torch.tensor([float(value) if value else torch.nan for value in values])
-    except ValueError:
-        known = {value: i for i, value in enumerate(dict.fromkeys(values))}
-        return [known[value] for value in values]
-    bounds = torch.tensor(_AGES) if name == "age" else numbers.nanquantile(torch.arange(1, _BINS) / _BINS)
-    binned: list[int] = torch.where(numbers.isnan(), -1, torch.bucketize(numbers, bounds, right=True)).add(1).tolist()
-    return binned

@@ -164,7 +164,7 @@ class _Seen:
         of_source = source == ontology.concept_kind[c]
         carried = self._mask[images[of_source]] >= 0
         akin = [o for o, kind in enumerate(ontology.concept_kind) if kind == ontology.concept_kind[c] and o != c]
-        told = other_labels(self._faces, None, images[of_source])
+        told = other_labels(self._faces.known[images[of_source]], self._faces.ontology)
         others = torch.cat([carried[:, [o for o in akin if bool(carried[:, o].any())]], told], dim=1)
         if bool(Contrast.of(carried[:, c], others).left.any()):
             counts = _with_all(int(of_source.sum()), replicates, seed)

@@ -88,6 +88,7 @@ class DissectionMetric(Metric):
     index: list[Tensor]
     source: list[Tensor]
     group: list[Tensor]
+    known: list[Tensor]
     carried: list[Tensor]
     peak: list[Tensor]
     low: list[Tensor]
@@ -98,7 +99,7 @@ class DissectionMetric(Metric):
     counts: list[Tensor]
     exemplar_map: list[Tensor]
 
-    _FIRST_PASS = ("index", "source", "group", "carried", "low")
+    _FIRST_PASS = ("index", "source", "group", "known", "carried", "low")
     _LARGE = ("peak", "top")  # filled from tables when processes sync, empty otherwise
     _COUNTING = ("threshold", "exemplar_image", "counted", "counts", "exemplar_map")
 
@@ -158,6 +159,7 @@ class DissectionMetric(Metric):
         self.index.append(batch.index)
         self.source.append(batch.source)
         self.group.append(batch.group)
+        self.known.append(batch.known)
         concepts = torch.zeros(len(batch.index), len(self.ontology.local), dtype=torch.bool, device=maps.device)
         concepts[batch.mask_image, batch.mask_concept] = True
         self.carried.append(concepts)
@@ -306,7 +308,8 @@ class DissectionMetric(Metric):
         units = state["exemplar_map"].shape[1]
         low = state["low"].view(-1, 2 + len(self.ontology.global_), units).amin(0)
         in_order = state["index"].argsort()  # whatever the order of the batches
-        bias = BiasStatistics(self.ontology, *(state[name][in_order] for name in ("source", "group", "carried")))
+        labels = (state[name][in_order] for name in ("source", "group", "carried", "known"))
+        bias = BiasStatistics(self.ontology, *labels)
         parts = []
         for peak, part in self._by_units(low):
             parts.append(self._responses(peak, part, local, state))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
+
+_ABLATION, _CHURN = "/ablation/", "/churn"
 
 
 def refuse_foreign(trainer: object) -> None:
@@ -91,10 +94,54 @@ def refuse_unknown(trainer: pl.Trainer, known: Sequence[str]) -> None:
         ValueError: If there is one, with the nearest keys.
     """
     for who, monitor in monitors(trainer):
-        if monitor not in known:
+        if _ABLATION in monitor:
+            _refuse_unmeasured(trainer, who, monitor, known)
+        elif monitor not in known:
             near = difflib.get_close_matches(monitor, known, n=3) or known[:3]
             raise ValueError(
                 f"{who} monitors {monitor!r}, which HNDCallback does not log; did you mean {', '.join(near)}?"
+            )
+
+
+def _refuse_unmeasured(trainer: pl.Trainer, who: str, monitor: str, known: Sequence[str]) -> None:
+    """Refuses whoever waits for an ablation that nobody makes, or not in every epoch; groups are not known yet."""
+    from lightning_hnd.ablation_callback import AblationCallback  # not at the top: it stands on what this file serves
+
+    start, _, rest = monitor.partition(_ABLATION)
+    ablating = [c for c in _callbacks(trainer) if isinstance(c, AblationCallback)]
+    ours = [c for c in ablating if rest.startswith(f"{c.concept}/")]
+    if not ours:
+        there = ", ".join(repr(c.concept) for c in ablating) or "none"
+        raise ValueError(
+            f"{who} monitors {monitor!r}, which an AblationCallback of that concept logs; of the callbacks there are "
+            f"those of: {there}"
+        )
+    starts = [key.removesuffix(_CHURN) for key in known if key.endswith(_CHURN)]  # of the rule that decides pairings
+    if start not in starts:
+        there = ", ".join(f"{other}{_ABLATION}{ours[0].concept}/..." for other in starts)
+        raise ValueError(f"{who} monitors {monitor!r}, and what AblationCallback logs is {there}")
+    if ours[0].every_n_epochs > 1:
+        raise ValueError(
+            f"{who} monitors {monitor!r}, which AblationCallback measures every {ours[0].every_n_epochs} epochs only; "
+            "in between it would read an old value as a new one. Give AblationCallback(every_n_epochs=1)"
+        )
+
+
+def refuse_untold(trainer: pl.Trainer, at_start: Mapping[str, float]) -> None:
+    """Refuses whoever would wait for a number that the dictionary cannot give.
+
+    Args:
+        trainer: The trainer.
+        at_start: The scalars of the baseline.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for who, monitor in monitors(trainer):
+        if math.isnan(at_start.get(monitor, 0.0)):
+            raise ValueError(
+                f"{who} monitors {monitor!r}, which is NaN: the dictionary has not enough faces to tell. Monitor "
+                "another key, or give a dictionary that has them"
             )
 
 

@@ -182,16 +182,24 @@ class LayerTimeline:
         for k, concept in enumerate(self.ontology.global_):
             for part in ("index", "low", "high", "p"):
                 counts[f"encoding/{concept.name}/{part}"] = self.measures[f"encoding_{part}"][:, k]
-        rows = []
+        return [
+            self._when(moment) | {name: column[t].item() for name, column in counts.items()}
+            for t, moment in enumerate(self.moments)
+        ]
+
+    def shortcut_table(self) -> list[dict[str, str | int | float]]:
+        """A row for each moment, task and cue that the dictionary can tell: how far the cue looks like the task."""
+        names, rows = self.ontology.labels, list[dict[str, str | int | float]]()
+        index, error, z = (self.measures[f"shortcut_{name}"] for name in ("index", "error", "z"))
         for t, moment in enumerate(self.moments):
-            when: dict[str, str | int | float] = {
-                "layer": self.name,
-                "moment": str(moment),
-                "epoch": moment.epoch,
-                "step": moment.step,
-            }
-            rows.append(when | {name: column[t].item() for name, column in counts.items()})
+            for task, cue in np.argwhere(~np.isnan(z[t])).tolist():
+                values = (index[t, task, cue], error[t, task, cue], z[t, task, cue])
+                measured = dict(zip(("index", "error", "z"), map(float, values), strict=True))
+                rows.append({**self._when(moment), "task": names[task], "cue": names[cue], **measured})
         return rows
+
+    def _when(self, moment: Moment) -> dict[str, str | int | float]:
+        return {"layer": self.name, "moment": str(moment), "epoch": moment.epoch, "step": moment.step}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerTimeline):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import runs
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
@@ -124,6 +126,28 @@ def test_switched_off_units_give_nothing_and_the_others_what_they_gave() -> None
     tokens = nn.Sequential(nn.Linear(4, 6))
     with switched_off(tokens, "0", [5]):
         assert not tokens(torch.randn(2, 7, 4))[:, :, 5].any()
+    with pytest.raises(ValueError, match="layer '0' did not run"), switched_off(model, "0", [1]):
+        model[1](images)
+
+
+def test_of_a_tuple_the_first_tensor_is_switched_off_and_the_rest_stays() -> None:
+    recurrent = nn.Sequential(nn.LSTM(4, 6, batch_first=True))
+    attention = nn.ModuleDict({"it": nn.MultiheadAttention(6, 2, batch_first=True)})
+    tokens = torch.randn(2, 7, 4)
+    for model, layer, run in (
+        (recurrent, "0", lambda: recurrent(tokens)),
+        (attention, "it", lambda: attention["it"](*[recurrent(tokens)[0].detach()] * 3)),
+    ):
+        plain = run()
+        with switched_off(model, layer, [1, 4]):
+            off = run()
+        assert type(off) is type(plain)
+        assert not off[0][..., [1, 4]].any()
+        assert torch.equal(off[0][..., [0, 2, 3, 5]], plain[0][..., [0, 2, 3, 5]])
+        torch.testing.assert_close(off[1], plain[1], rtol=0, atol=0)
+    flat = nn.Sequential(nn.Flatten())
+    with pytest.raises(ValueError, match=r"layer '0' gives shape \[2, 28\]"), switched_off(flat, "0", [0]):
+        flat(tokens)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +286,32 @@ def test_a_generator_that_training_draws_from_too_is_not_disturbed(tmp_path: Pat
         runs.trainer(tmp_path, lenient(), *others).fit(net, *loaders)
         weights.append(net.state_dict())
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "every", "message"),
+    [
+        ("above_chance/ablation/nose/overall/effect", 1, r"an AblationCallback of that concept logs; .* 'Eyeglasses'"),
+        ("above_chance/ablation/Eyeglasses/overall/effect", 2, "which AblationCallback measures every 2 epochs only"),
+        (
+            "readme/ablation/Eyeglasses/overall/effect",
+            1,
+            r"logs is hnd/body\.2/above_chance/ablation/Eyeglasses/\.\.\.",
+        ),
+        ("above_chance/ablation/Eyeglasses/overall/effect", 1, None),
+    ],
+)
+def test_ablations_can_be_monitored_if_they_are_made(
+    tmp_path: Path, monitor: str, every: int, message: str | None
+) -> None:
+    keep = ModelCheckpoint(tmp_path, monitor=f"hnd/body.2/{monitor}")
+    ablating = AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=every, controls=1)
+    hnd = HNDCallback(FaceDictionary.rendered(runs.SIZE, images=40), "body.2", fresh_seeds=())
+    run = runs.trainer(tmp_path, hnd, ablating, keep)
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        run.fit(runs.Net(), *runs.data())
+    assert (run.global_step == 0) == (message is not None)
+    assert (keep.best_model_score is None) == (message is not None)
 
 
 def test_what_is_not_there_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -139,8 +139,9 @@ def test_encoding_where_nothing_can_be_told() -> None:
     assert encoding(shown, torch.zeros(3, dtype=torch.bool)).index == 0
     unknown = labelled(torch.rand(20, 3), torch.arange(20)[:, None] < 2, ONE)
     found = encoding(unknown, torch.ones(3, dtype=torch.bool))
-    assert (float(found.index), float(found.p)) == (0, 1)
-    assert found.lean.isnan().all()
+    assert all(value.isnan().all() for value in vars(found).values())
+    nobody = encoded(torch.rand(0, 3), torch.zeros(0, 2, dtype=torch.bool))
+    assert all(value.isnan().all() for value in vars(nobody).values())
 
 
 # -------------------------------------------------------------------------------------------------------- shortcuts

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -67,9 +70,24 @@ def test_what_the_dictionary_cannot_tell_is_nan_and_nothing_else() -> None:
     assert np.nanmax(np.abs(found["shortcut_index"])) <= 1
 
 
+def test_what_labels_csv_knows_is_held_fixed(tmp_path: Path) -> None:
+    """In a folder each face has one group, and the others in ``labels.csv``; in memory it has all of them."""
+    FACES.to_folder(tmp_path / "faces")
+    of_folder = FaceDictionary.from_folder(tmp_path / "faces", FACES.size)
+    model = network()
+    in_memory, read = (dissect(model, faces, layers="3", level=None)["3"].statistics for faces in (FACES, of_folder))
+    for name in ("index", "error", "z"):
+        np.testing.assert_allclose(read[f"shortcut_{name}"], in_memory[f"shortcut_{name}"], atol=1e-9, err_msg=name)
+    np.testing.assert_allclose(read["encoding_lean"], in_memory["encoding_lean"], atol=1e-9)
+    unlabelled = dataclasses.replace(of_folder, labels=({},) * len(of_folder))
+    other = dissect(model, unlabelled, layers="3", level=None)["3"].statistics
+    assert np.nanmax(np.abs(other["encoding_lean"] - in_memory["encoding_lean"])) > 0.005
+    assert unlabelled.fingerprint != of_folder.fingerprint
+
+
 def test_units_may_come_in_blocks() -> None:
     peak = torch.rand(len(FACES), 9, generator=torch.Generator().manual_seed(0))
-    whole, parts = (BiasStatistics(PAPER, FACES.source, FACES.group, carried(FACES)) for _ in range(2))
+    whole, parts = (BiasStatistics(PAPER, FACES.source, FACES.group, carried(FACES), FACES.known) for _ in range(2))
     whole.update(peak)
     for part in peak.split(4, dim=1):
         parts.update(part)
@@ -84,6 +102,7 @@ def test_an_ontology_of_one_kind_only() -> None:
             torch.full((40,), -1 if not ontology.local else 0),
             torch.zeros(40, len(ontology.global_), dtype=torch.int64),
             torch.rand(40, len(ontology.local), generator=torch.Generator().manual_seed(0)) < 0.5,
+            torch.zeros(40, len(ontology.global_), dtype=torch.int64),
         )
         bias.update(torch.rand(40, 3))
         found = bias.compute(3)

@@ -113,8 +113,8 @@ def test_other_labels_are_columns_and_rare_values_count_as_one() -> None:
         {"age": a, "gender": g, "skin_tone": "bright"} for a, g in [("8", "Male"), ("19", "Male"), ("30", "Female")]
     ] * 8
     faces = faces_of([0] * 24, torch.zeros(24), [*labels[:-1], {"age": "70", "gender": "Male"}])
-    columns = other_labels(faces, "skin_tone", torch.arange(24))
+    columns = other_labels(faces.known, PAPER, "skin_tone")
     assert columns.shape == (24, 2)  # young or not, male or not; the one aged 70 is no column
     assert columns[0].equal(columns[1])
     assert not columns[0].equal(columns[2])
-    assert other_labels(faces, "age", torch.arange(24)).shape == (24, 1)
+    assert other_labels(faces.known, PAPER, "age").shape == (24, 1)

@@ -101,14 +101,21 @@ def test_a_timeline_reads_dissections_in_any_order_and_has_each_moment_once(tmp_
     for t, dissection in enumerate(found):
         read = dissection["1"]
         assert np.array_equal(ordered["1"].paired[t], read.paired_concepts)
-        assert np.array_equal(ordered["1"].measures["encoding_index"][t], read.statistics["encoding_index"])
+        encoded = ordered["1"].measures["encoding_index"][t], read.statistics["encoding_index"]
+        assert np.array_equal(*encoded, equal_nan=True)
         strongest = [u.concepts[0].name if u.concepts else None for u in read.units]
         assert [PAPER.local[c].name if c >= 0 else None for c in ordered["1"].concept[t]] == strongest
     files = write_timeline(ordered, tmp_path / "out")
     rows = list(csv.DictReader(files[0].open()))
     assert [row["moment"] for row in rows] == ["start", "0", "1", "2"]
     assert [int(row["births"]) for row in rows] == ordered["1"].births.tolist()
-    assert files[1].stat().st_size > 10_000
+    assert files[-1].stat().st_size > 10_000
+    rows = list(csv.DictReader(files[1].open()))
+    index = ordered["1"].measures["shortcut_index"]
+    assert len(rows) == np.isfinite(index).sum() > 0
+    for row in rows[:: len(rows) // 50]:
+        t, task, cue = int(row["step"]) // 7, PAPER.labels.index(row["task"]), PAPER.labels.index(row["cue"])
+        assert float(row["index"]) == index[t, task, cue]
 
 
 def test_every_unit_that_was_ever_paired_is_drawn() -> None:
@@ -122,7 +129,7 @@ def test_every_unit_that_was_ever_paired_is_drawn() -> None:
 
 def test_pictures_of_odd_names_have_files_of_their_own(tmp_path: Path) -> None:
     found = {name: dataclasses.replace(layer([[-1]]), name=name) for name in ("a/b", "a_b", "A_b", "we$i$rd?", "")}
-    names = [path.name for path in write_timeline(Timeline(found), tmp_path)[1:]]
+    names = [path.name for path in write_timeline(Timeline(found), tmp_path)[2:]]
     assert len({name.lower() for name in names}) == len(found) == len(list(tmp_path.glob("*.png")))
     assert not set("".join(names)) & set("/\\:*?$ ")
 
@@ -215,13 +222,20 @@ def test_each_pair_that_a_name_stands_for_is_judged_for_itself() -> None:
     ("wrong", "message"),
     [
         ({"concept": "Eyeglasses"}, "must be a global one; known are age"),
-        ({"concept": "gendre", "cue": "Eyeglasses"}, "no concept or group 'gendre'"),
+        (
+            {"concept": "gendre", "cue": "Eyeglasses"},
+            "no concept or group 'gendre'; did you mean one of gender, gender/Male",
+        ),
         ({"concept": "gender", "cue": "gender/Male"}, "of which it is a part"),
     ],
 )
 def test_alerts_on_what_is_not_known_are_refused(wrong: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check([BiasAlert(**wrong)], PAPER)
+    with pytest.raises(
+        TypeError, match=r"alerts must be BiasAlert\('gender', ...\) or several of them, got \['gender'\]"
+    ):
+        HNDCallback(alerts=["gender"])  # type: ignore[list-item]
     for bad in ({"index": 1.0}, {"for_epochs": 0}, {"level": 0.0}, {"then": "shout"}):
         with pytest.raises(ValueError, match="|".join(bad)):
             BiasAlert("gender", **bad)
@@ -241,6 +255,11 @@ def test_the_command_reads_a_runs_folder_and_checkpoints(tmp_path: Path, capsys:
     of_files = Timeline.of(history(tmp_path / "hnd"), README)
     checkpoints = [str(path) for path in (tmp_path / "ckpt").glob("*.ckpt")]
     assert main(["timeline", *checkpoints, "--model", "runs:Net", "--size", "24", "32", "--layers", "body.0"]) == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "hnd").iterdir()}
+    words = ["timeline", *checkpoints, "--model", "runs:Net", "--size", "24", "32", "--out", str(tmp_path)]
+    assert main(words) == 2
+    assert "holds dissections already, and none is written over" in capsys.readouterr().err
+    assert kept == {path: path.read_bytes() for path in (tmp_path / "hnd").iterdir()}
     found = dissect_checkpoints(checkpoints, runs.Net.load_from_checkpoint, faces, layers="body.0")
     again = Timeline.of(found, README)
     assert again["body.0"] == of_files["body.0"].at([1, 2])  # all but the start, of which there is no checkpoint

@@ -80,7 +80,7 @@ def judge(seeds: int) -> None:
         images = faces.images(slice(0, IMAGES))
         for name, ground in (("noise", noise(images, seed)), ("fresh", fresh(images, seed))):
             for kind in SIGNALS:
-                bias = BiasStatistics(ontology, faces.source, faces.group, carried)
+                bias = BiasStatistics(ontology, faces.source, faces.group, carried, faces.known)
                 male, glasses = drawn.groups("gender") == 0, drawn.carries(["Eyeglasses"])[:, 0]
                 bias.update(planted(ground, male, glasses, kind, seed))
                 found = bias.compute(UNITS)
@@ -92,7 +92,7 @@ def judge(seeds: int) -> None:
             group = faces.group.clone()
             shown = (group[:, gender] >= 0).nonzero().flatten()
             group[shown] = group[shown[torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))]]
-            bias = BiasStatistics(ontology, faces.source, group, carried)
+            bias = BiasStatistics(ontology, faces.source, group, carried, faces.known)
             bias.update(ground)
             encoded[name] += float(bias.compute(UNITS)["encoding_p"][gender]) <= LEVEL
     report(hits, encoded, seeds)

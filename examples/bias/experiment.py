@@ -14,7 +14,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,11 +25,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hnd import Dissection, FaceDictionary, HNDCallback, RenderedFaces
 from lightning_hnd.concepts import PAPER
+from lightning_hnd.rendering.parameters import TRAITS
 from lightning_hnd.report import history
 
 SIZE = 48
+NEAR_SIZE, NEARER = 60, 1.6  # pixels of close-ups, and how much nearer their faces are
 LAYER = "features"
-EPOCHS = 7
 
 # the alarm: see docs/bias.md
 BAR = 0.2
@@ -109,6 +110,8 @@ class Experiment:
         faces: That a network learns from.
         shown: Faces of the dictionary.
         every: Epochs between dissections.
+        epochs: Of training.
+        near: Whether a network learns from close-ups, for what shows in few pixels otherwise.
     """
 
     name: str
@@ -118,13 +121,20 @@ class Experiment:
     faces: int = 1600
     shown: int = 1600
     every: int = 1
+    epochs: int = 7
+    near: bool = False
+
+    @property
+    def concept(self) -> str:
+        """What the cue is, or is a group of."""
+        return self.cue.split("/")[0]
 
     def draw(self, each: int, seed: int) -> Faces:
         """Draws so many faces of each kind: of the task or not, with the cue or not."""
         task, cue = (torch.arange(4 * each) % 4 >= 2), (torch.arange(4 * each) % 2 == 1)
         faces = RenderedFaces.sample(4 * each, seed=seed)
         faces = labelled(labelled(faces, self.task, task, seed), self.cue, cue, seed + 1)
-        return Faces(faces.draw(SIZE)[0], task, cue)
+        return Faces(self._picture(faces), task, cue)
 
     def counterfactual(self, count: int, seed: int) -> tuple[Faces, Faces]:
         """The same faces without and with the cue: nothing else differs between the two."""
@@ -132,7 +142,10 @@ class Experiment:
         faces = labelled(RenderedFaces.sample(count, seed=seed), self.task, task, seed)
         without, with_ = (labelled(faces, self.cue, torch.full((count,), flag), seed + 1) for flag in (False, True))
         nothing = torch.zeros(count, dtype=torch.bool)
-        return Faces(without.draw(SIZE)[0], task, nothing), Faces(with_.draw(SIZE)[0], task, ~nothing)
+        return Faces(self._picture(without), task, nothing), Faces(self._picture(with_), task, ~nothing)
+
+    def _picture(self, faces: RenderedFaces) -> Tensor:
+        return close_up(faces).draw(NEAR_SIZE)[0] if self.near else faces.draw(SIZE)[0]
 
     @cached_property
     def train_faces(self) -> Faces:
@@ -147,15 +160,18 @@ class Experiment:
     @cached_property
     def dictionary(self) -> FaceDictionary:
         """Faces to dissect with, in which task and cue are independent."""
-        return FaceDictionary.rendered(SIZE, images=self.shown)
+        size = round(NEARER * NEAR_SIZE) if self.near else SIZE  # in which faces are as large as in what is learnt from
+        return FaceDictionary.rendered(size, images=self.shown)
 
-    def train(self, p: float, seed: int, epochs: int = EPOCHS, logs: str | Path | None = None) -> tuple[FaceNet, Run]:
+    def train(
+        self, p: float, seed: int, epochs: int | None = None, logs: str | Path | None = None
+    ) -> tuple[FaceNet, Run]:
         """Trains one network as anybody would, and returns it with what its dissections found.
 
         Args:
             p: The strength of the bias.
             seed: Of the network's faces, first weights and order of faces.
-            epochs: How often each face is shown.
+            epochs: How often each face is shown; None: as often as the experiment says.
             logs: Where the dissections are kept; None: nowhere.
         """
         accuracy = _Accuracies(self.test_faces)
@@ -164,7 +180,7 @@ class Experiment:
             L.seed_everything(seed)
             model = FaceNet()
             trainer = L.Trainer(
-                max_epochs=epochs,
+                max_epochs=self.epochs if epochs is None else epochs,
                 callbacks=[HNDCallback(self.dictionary, LAYER, every_n_epochs=self.every), accuracy],
                 default_root_dir=root,
                 logger=False,
@@ -191,7 +207,7 @@ class Run:
         cue: What the experiment put in, one of the cues.
         measures: For each cue of the dictionary ``index``, ``error`` and ``z`` of the shortcut measure: how far the cue
             moves faces along the axis of the task.
-        encoding: How strongly the layer encodes each global concept.
+        encoding: How strongly the layer encodes each global concept of the dictionary.
         accuracy: On the same faces without the cue and with it, of those of the task and the others, at start and after
             each epoch.
     """
@@ -224,7 +240,7 @@ class Run:
             seed,
             experiment.cue,
             {name: {m: _rounded(row[c]) for m, row in rows.items()} for c, name in enumerate(names) if told[c]},
-            {concept.name: _rounded(row) for concept, row in zip(ontology.global_, encoding, strict=True)},
+            {c.name: _rounded(row) for c, row in zip(ontology.global_, encoding, strict=True) if not row.isnan().any()},
             accuracy,
         )
 
@@ -241,6 +257,19 @@ class Run:
         """
         found = self.measures[self.cue if cue is None else cue]
         return alarm(found["index"], found["z"])
+
+    @property
+    def encoded(self) -> list[float] | None:
+        """How strongly the layer encodes the concept of the cue that was put in; None for a local one."""
+        return self.encoding.get(self.cue.split("/")[0])
+
+    def encoding_alarm(self) -> int | None:
+        """The epoch in which ``BiasAlert`` on that concept alone is raised: its rise since the start is what counts.
+
+        A rise of :data:`BAR` is many times its error here, so that its significance changes nothing.
+        """
+        rise = [value - self.encoded[0] for value in self.encoded] if self.encoded else []
+        return alarm(rise, [math.inf] * len(rise))
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -263,8 +292,18 @@ def alarm(index: list[float], z: list[float]) -> int | None:
 
 
 GLASSES = Experiment("glasses", "Glasses as a shortcut to gender", task="gender/Male", cue="Eyeglasses")
-SKIN_TONE = Experiment("skin_tone", "Skin tone as a shortcut to smiling", task="Smiling", cue="skin_tone/dark")
+SKIN_TONE = Experiment(
+    "skin_tone",
+    "Skin tone as a shortcut to smiling",
+    task="Smiling",
+    cue="skin_tone/dark",
+    faces=2400,
+    shown=1200,
+    epochs=12,
+    near=True,
+)
 AGE = Experiment("age", "Age as a shortcut to gender", task="gender/Male", cue="age/sixty_plus")
+EXPERIMENTS = {experiment.name: experiment for experiment in (GLASSES, SKIN_TONE, AGE)}
 
 
 def scaled(images: Tensor) -> Tensor:
@@ -285,6 +324,16 @@ def labelled(faces: RenderedFaces, label: str, carries: Tensor, seed: int) -> Re
     generator = torch.Generator().manual_seed(seed)
     other = torch.randint(len(groups) - 1, (len(faces),), generator=generator)
     return faces.replace(**{concept: torch.where(carries, chosen, other + (other >= chosen))})
+
+
+def close_up(faces: RenderedFaces) -> RenderedFaces:
+    """The same faces, nearer and in the middle, as where photographs are cut to the face."""
+    traits = faces.traits.clone()
+    x, y, scale = (TRAITS.index(name) for name in ("x", "y", "scale"))
+    traits[:, x], traits[:, y] = 0.5, 0.25
+    # the trait spreads over 0.145 to 0.2 of a picture
+    traits[:, scale] = NEARER * traits[:, scale] + (NEARER - 1) * 0.145 / 0.055
+    return replace(faces, traits=traits)
 
 
 class _Accuracies(L.Callback):

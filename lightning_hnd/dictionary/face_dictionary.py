@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_hnd.concepts import PAPER, Ontology
+from lightning_hnd.dictionary.known import numbered_labels
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.dictionary.photometric import require_photometric
 from lightning_hnd.dictionary.sampling import Strata, sample
@@ -36,6 +37,8 @@ class DictionaryBatch:
             ``ontology.kinds``), ``-1`` where none. Inside a source the absence of a concept is a label;
             about concepts of other kinds the image says nothing.
         group: ``[B, K]`` int64, its group of each global concept, ``-1`` where unknown.
+        known: ``[B, K]`` int64, what ``labels.csv`` says of each global concept, in numbers: equal ones for equal
+            labels.
         masks: The ``M`` masks; ``masks.dense()`` gives them as ``[M, H, W]`` bool.
         mask_image: ``[M]`` int64, the image of each mask, as a position in this batch, ascending.
         mask_concept: ``[M]`` int64, the local concept of each mask. An image carries the concepts that
@@ -46,6 +49,7 @@ class DictionaryBatch:
     index: Tensor
     source: Tensor
     group: Tensor
+    known: Tensor
     masks: PackedMasks
     mask_image: Tensor
     mask_concept: Tensor
@@ -255,11 +259,18 @@ class FaceDictionary:
         )
 
     @cached_property
+    def known(self) -> Tensor:
+        """``[N, K]`` int64, what ``labels.csv`` says of each global concept, see :class:`DictionaryBatch`."""
+        return numbered_labels(self.labels, self.ontology)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of pictures, masks and labels: two dictionaries with one fingerprint measure alike."""
         digest = hashlib.sha256(repr((self.ontology.to_dict(), self.mean, self.std, self.size)).encode())
         for tensor in (self.pictures, self.source, self.group, self.masks.bits, self.mask_image, self.mask_concept):
             digest.update(tensor.contiguous().numpy().data)
+        if any(self.labels):  # held fixed where groups are compared
+            digest.update(self.known.numpy().data)
         return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
@@ -311,6 +322,7 @@ class FaceDictionary:
                 index=torch.arange(start, stop),
                 source=self.source[start:stop],
                 group=self.group[start:stop],
+                known=self.known[start:stop],
                 masks=self.masks[first:last],
                 mask_image=self.mask_image[first:last] - start,
                 mask_concept=self.mask_concept[first:last],

@@ -179,7 +179,7 @@ def encoding(shown: Labelled, live: Tensor, *, resamples: int = RESAMPLES, seed:
         seed: Of both; equal seeds resample images alike in every epoch.
 
     Returns:
-        The measure, float64 scalars; index and interval 0 and p 1 where no unit lives or no group can be told.
+        The measure, float64 scalars; index and interval 0 and p 1 where no unit lives, NaN where no group can be told.
     """
     alive = shown._replace(share=shown.share[:, live])
     return encoding_from_sums(encoding_sums(alive, resamples=resamples, seed=seed), alive.share.shape[1])
@@ -199,12 +199,12 @@ class EncodingSums(NamedTuple):
 
 
 def encoding_sums(shown: Labelled, *, resamples: int = RESAMPLES, seed: int = 0) -> EncodingSums:
-    """Sums over units; dead ones add nothing. See :func:`encoding`."""
+    """Sums over units; dead ones add nothing. NaN where no group can be told. See :func:`encoding`."""
     share, contrast = shown.share, shown.contrast[:, ~shown.contrast.isnan().any(0)]
     lean = label_effects(shown).sum(0)
     n, generator = len(share), torch.Generator().manual_seed(seed)
     if not share.numel() or not contrast.numel():
-        return EncodingSums(share.new_zeros(1 + 2 * resamples), lean)
+        return EncodingSums(share.new_full((1 + 2 * resamples,), 0.0 if contrast.numel() else torch.nan), lean)
     order = torch.rand(resamples, n, generator=generator).argsort(1).to(share.device)
     drawn = torch.randint(n, (resamples, n), generator=generator)
     weight = torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
@@ -228,7 +228,7 @@ def encoding_from_sums(sums: EncodingSums, units: int) -> Encoding:
 
     ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=mean.dtype, device=mean.device)
     value, (low, high) = index(found), index(around.quantile(ends))
-    p = (1 + (exchanged >= found - 1e-12).sum()).double() / (1 + half)
+    p = torch.where(found.isnan(), torch.nan, (1 + (exchanged >= found - 1e-12).sum()).double() / (1 + half))
     return Encoding(value, torch.minimum(low, value), torch.maximum(high, value), p, sums.lean / max(1, units))
 
 

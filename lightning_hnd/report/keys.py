@@ -59,7 +59,7 @@ def scalars_over_time(timeline: Timeline) -> dict[str, float]:
       before
     - ``bias/<concept>/index``: how strongly the layer encodes the global concept, 0 as by chance, 1 at most
       (:func:`~lightning_hnd.functional.bias.encoding`); ``since_start`` and ``since_last``: less that of the model at
-      start, and of the dissection before
+      start, and of the dissection before. NaN if the dictionary has not two groups of it with enough faces
 
     Args:
         timeline: Any.

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def timeline_picture(layer: LayerTimeline) -> Picture:
 
 
 def write_timeline(timeline: Timeline, folder: Path) -> list[Path]:
-    """Writes a picture of each layer, and a table of all: ``timeline-<layer>.png`` and ``timeline.csv``.
+    """Writes a picture of each layer, ``timeline-<layer>.png``, and two tables of all.
+
+    ``timeline.csv`` has a row for each moment, ``timeline-shortcuts.csv`` one for each moment, task and cue.
 
     Args:
         timeline: Any.
@@ -65,21 +67,29 @@ def write_timeline(timeline: Timeline, folder: Path) -> list[Path]:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "timeline.csv"
-    rows = [row for layer in timeline for row in layer.table()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    with whole_file(table) as file:
-        file.write(text.getvalue().encode())
-    written = [table]
+    written = []
+    for name, rows in (
+        ("timeline.csv", [row for layer in timeline for row in layer.table()]),
+        ("timeline-shortcuts.csv", [row for layer in timeline for row in layer.shortcut_table()]),
+    ):
+        if rows:  # there may be no shortcut that the dictionary can tell
+            _write_table(folder / name, rows)
+            written.append(folder / name)
     for layer in timeline:
         path = folder / _file_name(layer.name, taken=written)
         with whole_file(path) as file:
             Image.fromarray(timeline_picture(layer)).save(file, format="PNG")
         written.append(path)
     return written
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, str | int | float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def _file_name(layer: str, taken: Sequence[Path]) -> str:
@@ -144,11 +154,15 @@ def _encodings(axes: Any, layer: LayerTimeline) -> None:
     axes.set_title("how strongly groups are encoded (0: as by chance), 95 % interval", fontsize=9, loc="left")
     for k, concept in enumerate(layer.ontology.global_):
         index, low, high = (layer.measures[f"encoding_{name}"][:, k] for name in ("index", "low", "high"))
+        if np.isnan(index).all():  # the dictionary has no faces of it
+            continue
         _interval(axes, low, high, colour(k))
         axes.plot(index, color=colour(k), label=concept.name, marker=".", markersize=4)
     axes.set_ylim(0, 1)
-    if layer.ontology.global_:
+    if axes.lines:
         axes.legend(fontsize=7)
+    else:
+        _nothing(axes, "not measured, or the dictionary cannot tell")
 
 
 def _shortcuts(axes: Any, layer: LayerTimeline) -> None:
