@@ -6,8 +6,9 @@ from lightning_hnd.alerts import Alarm, BiasAlert
 from lightning_hnd.callback import HNDCallback
 from lightning_hnd.concepts import PAPER, Concept, GlobalConcept, Ontology
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.dissection import ConceptPairing, Dissection, GroupPairing, LayerDissection, Unit
+from lightning_hnd.dissection import Dissection
 from lightning_hnd.intervals import EffectInterval, effect_intervals
+from lightning_hnd.layer_dissection import ConceptPairing, GroupPairing, LayerDissection, Unit
 from lightning_hnd.metric import DissectionMetric
 from lightning_hnd.pipeline import dissect
 from lightning_hnd.rendering import RenderedFaces

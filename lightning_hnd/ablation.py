@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_hnd.activations import switched_off
-from lightning_hnd.dissection import Dissection, LayerDissection
+from lightning_hnd.dissection import Dissection
+from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.processes import ALONE, Processes
 from lightning_hnd.undisturbed import device_of, kept_generators, kept_random_state, undisturbed
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lightning_hnd.concepts import Ontology
-from lightning_hnd.dissection import LayerDissection
+from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.timeline import Array, LayerTimeline, Moment, Timeline
 
 

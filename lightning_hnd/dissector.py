@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_hnd.activations import resolve_layers
 from lightning_hnd.dictionary import FaceDictionary
-from lightning_hnd.dissection import Dissection, null_of
+from lightning_hnd.dissection import Dissection
 from lightning_hnd.fresh import FreshWeights, Null, fresh_null, with_null
+from lightning_hnd.layer_dissection import null_of
 from lightning_hnd.pipeline import choose_layers, describe, measure
 from lightning_hnd.processes import Processes
 from lightning_hnd.report.keys import LEARNT, QUESTIONS, keys, keys_over_time, prefix

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_hnd.concepts import Ontology
-from lightning_hnd.dissection import Dissection, LayerDissection
+from lightning_hnd.dissection import Dissection
 from lightning_hnd.functional.defence import LEVEL
+from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.rules import Rule
 
 Array = npt.NDArray[Any]

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from lightning_hnd.dictionary import FaceDictionary
-from lightning_hnd.dissection import LayerDissection
 from lightning_hnd.functional import firing_area
+from lightning_hnd.layer_dissection import LayerDissection
 
 if TYPE_CHECKING:  # a report reads results, and does not import what makes them
     from lightning_hnd.rotation import RotationTest

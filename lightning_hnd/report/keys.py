@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lightning_hnd.concepts import Ontology
-from lightning_hnd.dissection import Dissection, LayerDissection
+from lightning_hnd.dissection import Dissection
+from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.timeline import LayerTimeline, Timeline
 
 

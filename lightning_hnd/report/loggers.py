@@ -14,8 +14,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_hnd.dictionary import FaceDictionary
-from lightning_hnd.dissection import Dissection, LayerDissection
+from lightning_hnd.dissection import Dissection
 from lightning_hnd.faults import tolerated
+from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report.figures import Picture, concept_histogram, overlays
 from lightning_hnd.report.keys import prefix
 from lightning_hnd.report.tables import COLUMNS, layer_markdown

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from lightning_hnd.dissection import Dissection, LayerDissection
+from lightning_hnd.dissection import Dissection
+from lightning_hnd.layer_dissection import LayerDissection
 
 COLUMNS = ("unit", "region", "concepts: probability (IoU)", "groups: probability")
 

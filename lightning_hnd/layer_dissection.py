@@ -1,0 +1,315 @@
+"""LayerDissection: what the units of one layer were found to be under a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_hnd.concepts import Ontology
+from lightning_hnd.functional import pair_concepts, pair_groups
+from lightning_hnd.functional.affinity import affinity_within, combine_affinity
+from lightning_hnd.functional.defence import LEVEL, Defence, defend
+from lightning_hnd.rules import Rule
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ConceptPairing:
+    """A local concept that a unit is paired with: its probability within the unit's region, and their IoU.
+
+    Under :data:`~lightning_hnd.ABOVE_CHANCE` also what the pairing survived, True or False, None where the question
+    does not apply or was not asked: ``associated``, ``placed``, ``learnt``; and ``agreement``, the mean correlation
+    between map and mask.
+    """
+
+    name: str
+    kind: str
+    probability: float
+    iou: float
+    associated: bool | None = None
+    placed: bool | None = None
+    learnt: bool | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class GroupPairing:
+    """A group of a global concept that a unit is paired with, and its probability."""
+
+    concept: str
+    group: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of a layer.
+
+    Attributes:
+        index: The channel.
+        dead: Whether its activation never varies over the dictionary; it pairs with nothing then.
+        threshold: The activation above which it fires.
+        region: Its facial region, None where it is not local.
+        concepts: The concepts of its region that it is paired with, most probable first.
+        groups: The groups that it is paired with, in the order of the ontology.
+    """
+
+    index: int
+    dead: bool
+    threshold: float
+    region: str | None
+    concepts: tuple[ConceptPairing, ...]
+    groups: tuple[GroupPairing, ...]
+
+    @property
+    def interpretable(self) -> bool:
+        """Whether it is paired with at least one local concept."""
+        return bool(self.concepts)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerDissection:
+    """The units of one layer under a rule.
+
+    Attributes:
+        name: The layer.
+        ontology: The concepts, in the order of the ``C`` and ``G`` axes.
+        rule: What decides the pairings.
+        statistics: What :class:`~lightning_hnd.DissectionMetric` measured, as read-only arrays.
+    """
+
+    name: str
+    ontology: Ontology
+    rule: Rule
+    statistics: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, name: str, ontology: Ontology, rule: Rule, statistics: Mapping[str, Array]) -> LayerDissection:
+        """Makes one whose statistics cannot be changed any more."""
+        frozen = {key: _frozen(value) for key, value in statistics.items()}
+        return cls(name, ontology, rule, MappingProxyType(frozen))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerDissection.of, (self.name, self.ontology, self.rule, dict(self.statistics))
+
+    def __len__(self) -> int:
+        return len(self.dead)
+
+    @property
+    def dead(self) -> Array:
+        """``[U]`` bool."""
+        return self.statistics["dead"]
+
+    @property
+    def iou(self) -> Array:
+        """``[U, C]``, of the kind that the rule asks for."""
+        return self.statistics["iou_firing" if self.rule.firing_only else "iou_labelled"]
+
+    @property
+    def asked_fresh(self) -> bool:
+        """Whether networks with fresh weights were asked what is learnt."""
+        return any(name.startswith("fresh_") for name in self.statistics)
+
+    @cached_property
+    def defence(self) -> Defence:
+        """What each pairing survives at the rule's level, 5 % for rules without one.
+
+        Raises:
+            ValueError: If the statistics hold no evidence.
+        """
+        if "placed_z" not in self.statistics:
+            raise ValueError(f"layer {self.name!r} was measured without evidence of chance: dissect it with level=0.05")
+        numbers = {name: torch.tensor(value) for name, value in self.statistics.items() if value.dtype.kind == "f"}
+        return defend(numbers, torch.tensor(~self.dead), null_of(self.statistics) or None, self.rule.level or LEVEL)
+
+    @cached_property
+    def _affinity(self) -> tuple[Array, Array]:
+        if self.rule.level is not None:
+            return self._defended_affinity()
+        region, probability = combine_affinity(
+            torch.tensor(self.statistics["response"]),
+            torch.tensor(self.iou),
+            torch.tensor(self.ontology.concept_region),
+            iou_threshold=self.rule.iou_threshold,
+        )
+        return _frozen(region.numpy()), _frozen(probability.numpy())
+
+    def _defended_affinity(self) -> tuple[Array, Array]:
+        """A unit's region is that of the paired concept whose masks its maps agree with most."""
+        concept_region, paired = torch.tensor(self.ontology.concept_region), self.defence.paired
+        agreement = torch.where(paired, torch.tensor(self.statistics["agreement"]), -torch.inf)
+        region = torch.where(paired.any(1), concept_region[agreement.argmax(1)], -1)
+        probability = affinity_within(
+            region, torch.tensor(self.statistics["response"]), torch.tensor(self.iou), concept_region
+        )
+        return _frozen(region.numpy()), _frozen(probability.numpy())
+
+    @property
+    def region(self) -> Array:
+        """``[U]`` index into ``ontology.regions``, -1 where the unit is not local."""
+        return self._affinity[0]
+
+    @property
+    def probability(self) -> Array:
+        """``[U, C]``, of each concept of the unit's region."""
+        return self._affinity[1]
+
+    @property
+    def group_probability(self) -> Array:
+        """``[U, G]``, of each group within its global concept."""
+        return self.statistics["group_probability"]
+
+    @cached_property
+    def paired_concepts(self) -> Array:
+        """``[U, C]`` bool: :func:`~lightning_hnd.functional.pair_concepts`."""
+        if self.rule.level is not None:
+            return _frozen(self.defence.paired.numpy())
+        region, images = torch.tensor(self.ontology.concept_region), self.statistics["images_per_concept"]
+        return _frozen(pair_concepts(torch.tensor(self.probability), region, torch.tensor(images)).numpy())
+
+    @cached_property
+    def paired_groups(self) -> Array:
+        """``[U, G]`` bool: :func:`~lightning_hnd.functional.pair_groups`, concept by concept."""
+        if self.rule.level is not None:
+            return _frozen(self.defence.groups.numpy())
+        offsets = self.ontology.group_offsets
+        probability, images = torch.tensor(self.group_probability), torch.tensor(self.statistics["images_per_group"])
+        paired = [
+            pair_groups(probability[:, first:last], images[first:last], concept.times_chance)
+            for concept, first, last in zip(self.ontology.global_, offsets[:-1], offsets[1:], strict=True)
+        ]
+        return _frozen(torch.cat([*paired, torch.zeros(len(self), 0, dtype=torch.bool)], dim=1).numpy())
+
+    @property
+    def live(self) -> int:
+        """How many units are not dead."""
+        return len(self) - int(self.dead.sum())
+
+    @cached_property
+    def units_per_region(self) -> Array:
+        """``[regions]`` int64: interpretable units of each region."""
+        return _frozen(np.bincount(self.region[self.interpretable], minlength=len(self.ontology.regions)))
+
+    @cached_property
+    def interpretable(self) -> Array:
+        """``[U]`` bool: units that are paired with at least one local concept."""
+        return _frozen(np.asarray(self.paired_concepts.any(axis=1)))
+
+    @cached_property
+    def strongest(self) -> tuple[int, ...]:
+        """The interpretable units, highest IoU first."""
+        best = np.where(self.interpretable, self.iou.max(axis=1, initial=0.0), -1.0)
+        order = np.argsort(-best, kind="stable")
+        return tuple(int(u) for u in order[: int(self.interpretable.sum())])
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """Every unit, by index."""
+        return tuple(self._unit(u) for u in range(len(self)))
+
+    def _unit(self, u: int) -> Unit:
+        local = self.ontology.local
+        paired = np.flatnonzero(self.paired_concepts[u])
+        ranked_by = self.probability if self.rule.level is None else self.statistics["agreement"]
+        concepts = sorted(paired, key=lambda c: (-ranked_by[u, c], c))
+        groups = [(c.name, g) for c in self.ontology.global_ for g in c.groups]
+        return Unit(
+            index=u,
+            dead=bool(self.dead[u]),
+            threshold=float(self.statistics["threshold"][u]),
+            region=self.ontology.regions[self.region[u]] if self.region[u] >= 0 else None,
+            concepts=tuple(
+                ConceptPairing(
+                    local[c].name,
+                    local[c].kind,
+                    float(self.probability[u, c]),
+                    float(self.iou[u, c]),
+                    *self._survived(u, int(c)),
+                )
+                for c in concepts
+            ),
+            groups=tuple(
+                GroupPairing(*groups[g], float(self.group_probability[u, g]))
+                for g in np.flatnonzero(self.paired_groups[u])
+            ),
+        )
+
+    def _survived(self, u: int, c: int) -> tuple[Any, ...]:
+        if self.rule.level is None:
+            return ()
+        verdicts = (self.defence.associated, self.defence.placed, self.defence.learnt)
+        survived = [None if int(verdict[u, c]) < 0 else bool(verdict[u, c]) for verdict in verdicts]
+        return (*survived, float(self.statistics["agreement"][u, c]))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerDissection):
+            return NotImplemented
+        return (
+            (self.name, self.ontology, self.rule) == (other.name, other.ontology, other.rule)
+            and self.statistics.keys() == other.statistics.keys()
+            and all(
+                a.dtype == other.statistics[name].dtype
+                and np.array_equal(a, other.statistics[name], equal_nan=a.dtype.kind == "f")
+                for name, a in self.statistics.items()
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value
+
+    @property
+    def headline(self) -> str:
+        """One sentence: how many units are interpretable, and in which regions."""
+        regions = [f"{r} {n}" for r, n in zip(self.ontology.regions, self.units_per_region, strict=True) if n]
+        where = f" ({', '.join(regions)})" if regions else ""
+        dead = f"; {len(self) - self.live} dead" if self.live < len(self) else ""
+        found = int(self.interpretable.sum())
+        return f"{self.name}: {found} of {self.live} live units interpretable{where}{dead}"
+
+    def assignments(self, rows: int, *, concepts: int | None = None, separator: str = ", ") -> list[tuple[str, ...]]:
+        """The strongest units in words: unit, region, concepts with probability and IoU, groups with probability.
+
+        Args:
+            rows: Units at most.
+            concepts: Concepts of a unit at most, None for all.
+            separator: Stands between them.
+        """
+        return [
+            (
+                str(u),
+                self.units[u].region or "",
+                separator.join(
+                    f"{c.name} {c.probability:.2f} ({c.iou:.3f})" for c in self.units[u].concepts[:concepts]
+                ),
+                separator.join(f"{g.concept}={g.group} {g.probability:.2f}" for g in self.units[u].groups),
+            )
+            for u in self.strongest[:rows]
+        ]
+
+    def __str__(self) -> str:
+        rows = [f"  unit {u:>4}  {r:8} {c}{'; ' if g else ''}{g}" for u, r, c, g in self.assignments(10)]
+        return "\n".join([f"{self.headline} (rule {self.rule.name})", *rows])
+
+
+def null_of(statistics: Mapping[str, Array]) -> dict[str, Tensor]:
+    """The null hypothesis of *learnt* among the statistics of a layer; empty where nobody asked."""
+    return {
+        name.removeprefix("fresh_"): torch.tensor(value)
+        for name, value in statistics.items()
+        if name.startswith("fresh_")
+    }
+
+
+def _frozen(array: Array) -> Array:
+    if array.flags.writeable:
+        array = array.copy() if array.base is not None else array
+        array.setflags(write=False)
+    return array
