@@ -633,8 +633,8 @@ def test_an_interrupt_ends_a_build_and_leaves_nothing(tmp_path: Path) -> None:
     make_utkface(tmp_path / "utk", 96)
     program = (
         "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "import lightning_hnd.building.build as build; from lightning_hnd.cli import main; write = build.write_face; "
-        "build.write_face = lambda *args: (print('writing', flush=True), time.sleep(0.2), write(*args))[2]; "
+        "import lightning_hnd.building.build as build; from lightning_hnd.cli import main; write = build.write_faces; "
+        "build.write_faces = lambda *args: (print('writing', flush=True), time.sleep(0.2), write(*args))[2]; "
         "sys.exit(main(['dictionary', 'build', 'out', '--utkface', 'utk']))"
     )
     process = subprocess.Popen(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from lightning_hnd.building.pictures import open_picture, read_file
 from lightning_hnd.building.skin import skin_tone
 from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources import READERS, SourceOptions
-from lightning_hnd.building.writing import Written, measured_angle, write_face
+from lightning_hnd.building.writing import Written, measured_angle, write_faces
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.dictionary.datacard import write_datacard
 from lightning_hnd.dictionary.folder import write_table
@@ -38,6 +39,7 @@ T = TypeVar("T")
 GENERAL = ""
 """The name under which findings are that no single source has."""
 
+_TOGETHER = 16  # faces: more of them take more memory, and hardly less time each
 _SKIN_SIDE = 128  # pixels: enough of a picture to measure the colour of its skin
 
 
@@ -261,14 +263,14 @@ class _Draft:
             bad |= failed
 
     def _write(self, new: Sequence[int], progress: bool) -> set[int]:
-        def write(i: int) -> Written | str:
-            try:
-                return write_face(self.aside, self.faces[i], self.choice.roles[i], self._largest_side)
-            except ValueError as error:
-                return str(error)
+        def write(some: Sequence[int]) -> list[Written | str]:
+            faces = [(self.faces[i], self.choice.roles[i]) for i in some]
+            return write_faces(self.aside, faces, self._largest_side)
 
         failed = set()
-        for i, result in zip(new, _in_threads(write, new, "Writing faces", progress), strict=True):
+        together = [new[start : start + _TOGETHER] for start in range(0, len(new), _TOGETHER)]
+        results = chain.from_iterable(_in_threads(write, together, "Writing faces", progress))
+        for i, result in zip(new, results, strict=True):
             if isinstance(result, Written):
                 self.written[i] = self.choice.roles[i], result
             else:
