@@ -38,6 +38,41 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder aside, at once, so that a place that cannot be written to is told before the work; then moves it.
+
+    After an exception nothing of it remains, nor of what killed processes of this machine left.
+
+    Args:
+        path: What it becomes at the end.
+
+    Yields:
+        The folder aside, empty.
+
+    Raises:
+        FileExistsError: If there is something at ``path``, before or after.
+        OSError: If it cannot be written, with ``path`` for a name.
+    """
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(f"{path} exists already; give a new folder, nothing is written over")
+    aside = aside_of(path)
+    try:
+        sweep_folders(path)
+        aside.mkdir(parents=True)
+        yield aside
+        if path.exists():
+            raise FileExistsError(f"{path} was made by another process meanwhile; nothing is written over")
+        aside.rename(path)
+    except OSError as error:
+        ours = error.filename is None or Path(error.filename).is_relative_to(aside)
+        if error.errno is not None and ours:  # a full disk does not say which
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def aside_of(path: Path) -> Path:
     """Where a file or folder is made before it takes its place: hidden beside it, with this machine and process."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")

@@ -590,3 +590,60 @@ def test_nothing_is_left_behind_when_a_build_fails(tmp_path: Path, sources: list
     with pytest.raises(KeyboardInterrupt):
         build_dictionary(tmp_path / "out", sources, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["celeba", "synthetic", "utk"]
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(tmp_path: Path, monkeypatch) -> None:
+    source = SourceOptions("utkface", make_utkface(tmp_path / "utk"))
+    monkeypatch.setattr("lightning_hnd.building.build._read", lambda *args: pytest.fail("has read the sources"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file/out"):
+        build_dictionary(tmp_path / "file/out", [source], progress=False)
+
+
+def test_a_full_disk_names_the_dictionary_and_leaves_nothing(tmp_path: Path) -> None:
+    root = make_utkface(tmp_path / "utk")
+    command = f"ulimit -f 1; exec {sys.executable} -m lightning_hnd dictionary build out --utkface {root}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 2
+    assert "File too large: 'out'" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["utk"]
+
+
+def test_of_two_builds_into_one_place_the_first_stays(
+    tmp_path: Path, sources: list[SourceOptions], monkeypatch
+) -> None:
+    """The other one comes to its end while this one writes its card."""
+    from lightning_hnd.building import build
+
+    write, out = build.write_datacard, tmp_path / "out"
+
+    def other(*args: object) -> None:
+        write(*args)  # type: ignore[arg-type]
+        out.mkdir(exist_ok=True)
+        (out / "theirs").touch()
+
+    monkeypatch.setattr("lightning_hnd.building.build.write_datacard", other)
+    with pytest.raises(FileExistsError, match="another process"):
+        build_dictionary(out, sources, progress=False)
+    assert files_of(out) == ["theirs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["celeba", "out", "synthetic", "utk"]
+
+
+def test_an_interrupt_ends_a_build_and_leaves_nothing(tmp_path: Path) -> None:
+    make_utkface(tmp_path / "utk", 96)
+    program = (
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "import lightning_hnd.building.build as build; from lightning_hnd.cli import main; write = build.write_faces; "
+        "build.write_faces = lambda *args: (print('writing', flush=True), time.sleep(0.2), write(*args))[2]; "
+        "sys.exit(main(['dictionary', 'build', 'out', '--utkface', 'utk']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["utk"]

@@ -12,8 +12,8 @@ from PIL import Image
 from sources import landmarks_in
 
 from lightning_hnd import PAPER
-from lightning_hnd.building.drawing import draw
-from lightning_hnd.building.geometry import AREAS, areas
+from lightning_hnd.building.drawing import Drawing, draw
+from lightning_hnd.building.geometry import AREAS, areas, areas_of_faces
 from lightning_hnd.building.landmarks import (
     MEAN_DEPTH,
     MEAN_FACE,
@@ -72,23 +72,40 @@ def test_areas_equal_the_naive_drawing(name: str) -> None:
     np.testing.assert_array_equal(masks[name], naive(AREAS[name], landmarks, (44, 40), unit))
 
 
+def test_faces_that_are_drawn_together_are_drawn_as_each_alone() -> None:
+    sizes = [SIZE, (44, 40), (240, 240), SIZE]
+    wanted = [(landmarks_in(size, i) + np.array([0, 40 * (i == 2)]), size, NAMES) for i, size in enumerate(sizes)]
+    wanted.insert(1, (np.zeros((68, 2)), SIZE, NAMES))
+    together = areas_of_faces(wanted)
+    assert "0.0 pixels apart" in together.pop(1)
+    del wanted[1]
+    for found, alone in zip(together, wanted, strict=True):
+        masks, hidden = areas(*alone)
+        assert (found[0].keys(), found[1]) == (masks.keys(), hidden)
+        assert all((found[0][name] == masks[name]).all() for name in masks)
+
+
 def test_shapes_in_closed_form() -> None:
     points = np.zeros((68, 2))
     points[:5] = [(10, 10), (30, 10), (30, 20), (10, 20), (20, 15)]
     points[36:42], points[42:48] = (10, 10), (30, 10)
-    [(square, inside)] = draw([[polygon(0, 1, 2, 3)]], PlacedFace(points, 20.0, RIGHT), (40, 40))
+    [(square, inside)] = draw([Drawing([polygon(0, 1, 2, 3)], PlacedFace(points, 20.0, RIGHT), (40, 40))])
     assert square.sum() == 200
     assert square[10:20, 10:30].all()
     assert inside == 1
     [(round_, _)] = draw(
-        [[ellipse(mean(4), along=moved(4, 4, 1, 1.0), across=moved(4, 1, 0, 0.25))]],
-        PlacedFace(points * 8, 160.0, RIGHT),
-        (320, 320),
+        [
+            Drawing(
+                [ellipse(mean(4), along=moved(4, 4, 1, 1.0), across=moved(4, 1, 0, 0.25))],
+                PlacedFace(points * 8, 160.0, RIGHT),
+                (320, 320),
+            )
+        ]
     )
     assert round_.sum() == pytest.approx(np.pi * abs(np.linalg.det([[80, -40], [-40, 0]])), rel=0.01)
-    [(same, _)] = draw([[hull(4, 3, 2, 1, 0)]], PlacedFace(points, 20.0, RIGHT), (40, 40))
+    [(same, _)] = draw([Drawing([hull(4, 3, 2, 1, 0)], PlacedFace(points, 20.0, RIGHT), (40, 40))])
     np.testing.assert_array_equal(same, square)
-    [(_, inside)] = draw([[polygon(0, 1, 2, 3)]], PlacedFace(points - (20, 0), 20.0, RIGHT), (40, 40))
+    [(_, inside)] = draw([Drawing([polygon(0, 1, 2, 3)], PlacedFace(points - (20, 0), 20.0, RIGHT), (40, 40))])
     assert inside == 0.5
 
 
@@ -144,7 +161,8 @@ def test_a_cheek_that_is_hidden_in_part_ends_at_the_nose() -> None:
     """Counterfactual: the same cheek where no nose hides it is larger, by what lies across the ridge."""
     size, landmarks = (240, 240), turned(30)
     (shape,) = AREAS["right_cheek"]
-    (cut, _), (whole, _) = draw([[shape], [replace(shape, side=0)]], PlacedFace.of(landmarks), size)
+    placed = PlacedFace.of(landmarks)
+    (cut, _), (whole, _) = draw([Drawing([part], placed, size) for part in (shape, replace(shape, side=0))])
     assert (whole & ~cut).any()
     assert not (cut & ~whole).any()
     (x0, y0), (x1, y1) = landmarks[27], landmarks[30]

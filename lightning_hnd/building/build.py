@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,19 +26,20 @@ from lightning_hnd.building.pictures import open_picture, read_file
 from lightning_hnd.building.skin import skin_tone
 from lightning_hnd.building.source_findings import Findings
 from lightning_hnd.building.sources import READERS, SourceOptions
-from lightning_hnd.building.writing import Written, measured_angle, write_face
+from lightning_hnd.building.writing import Written, measured_angle, write_faces
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.dictionary.datacard import write_datacard
 from lightning_hnd.dictionary.folder import write_table
 from lightning_hnd.dictionary.layout import GLOBAL_FOLDER, TABLE_OF_KIND
 from lightning_hnd.dictionary.similar import families
-from lightning_hnd.whole_files import aside_of, sweep_folders
+from lightning_hnd.whole_files import whole_folder
 
 T = TypeVar("T")
 
 GENERAL = ""
 """The name under which findings are that no single source has."""
 
+_TOGETHER = 16  # faces: more of them take more memory, and hardly less time each
 _SKIN_SIDE = 128  # pixels: enough of a picture to measure the colour of its skin
 
 
@@ -93,6 +94,7 @@ def build_dictionary(
 
     Raises:
         FileExistsError: If there is something at ``out``.
+        OSError: If ``out`` cannot be written.
         FileNotFoundError: If something that a source needs does not exist.
         ValueError: If a setting is out of range, a table cannot be read, or no face can be used.
     """
@@ -105,11 +107,9 @@ def build_dictionary(
         "training_set": None if training_set is None else Path(training_set).name,
     }
     targets = [Path(out)] + ([Path(out).with_name(f"{Path(out).name}-held-out")] if held_out else [])
-    for path in targets:
-        if path.exists() or path.is_symlink():
-            raise FileExistsError(f"{path} exists already; give a new folder, nothing is written over")
     findings = {GENERAL: Findings(), **{source.name: Findings() for source in sources}}
-    with warnings.catch_warnings():
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        asides = [stack.enter_context(whole_folder(path)) for path in targets]
         warnings.simplefilter("ignore")  # Pillow's, of damaged pictures: what matters of them is raised, and found
         faces = _read(sources, findings, progress)
         if training_set is not None:
@@ -118,17 +118,14 @@ def build_dictionary(
         faces = _with_skin_tone(without_unknown(faces, findings), findings, progress)
         apart = np.array([is_held_out(face, held_out, seed) for face in faces], np.bool_)
         drafts: list[_Draft] = []
-        try:
-            for path, mine in zip(targets, (~apart, apart), strict=False):
-                share = 1.0 if path == targets[0] else held_out / (1 - held_out)
-                limits = max(1, round(per_concept * share)), max(1, round(per_group * share))
-                drafts.append(_Draft(path, faces, np.flatnonzero(mine), limits, largest_side, seed, findings))
-                drafts[-1].write(progress, {i: w for draft in drafts[:-1] for i, (_, w) in draft.written.items()})
-                drafts[-1].finish(_card(drafts[-1], sources, options))
-            return tuple(draft.move() for draft in drafts)
-        finally:
-            for draft in drafts:
-                shutil.rmtree(draft.aside, ignore_errors=True)
+        for path, aside, mine in zip(targets, asides, (~apart, apart), strict=False):
+            share = 1.0 if path == targets[0] else held_out / (1 - held_out)
+            limits = max(1, round(per_concept * share)), max(1, round(per_group * share))
+            drafts.append(_Draft(path, aside, faces, np.flatnonzero(mine), limits, largest_side, seed, findings))
+            drafts[-1].write(progress, {i: w for draft in drafts[:-1] for i, (_, w) in draft.written.items()})
+            drafts[-1].finish(_card(drafts[-1], sources, options))
+    told = {name: tuple(found) for name, found in findings.items()}
+    return tuple(Built(draft.path, draft.card, told) for draft in drafts)
 
 
 def _validate(
@@ -228,6 +225,7 @@ class _Draft:
     def __init__(
         self,
         path: Path,
+        aside: Path,
         faces: Sequence[Face],
         usable: np.ndarray[Any, np.dtype[np.int64]],
         limits: tuple[int, int],
@@ -235,8 +233,7 @@ class _Draft:
         seed: int,
         findings: Mapping[str, Findings],
     ) -> None:
-        self.path, self.faces, self.findings = path, faces, findings
-        self.aside = aside_of(path)
+        self.path, self.aside, self.faces, self.findings = path, aside, faces, findings
         self._usable, self._limits, self.seed = usable, limits, seed
         self._largest_side = largest_side
         self.choice = Choice({}, {})
@@ -249,8 +246,6 @@ class _Draft:
             progress: Whether to show progress bars.
             elsewhere: The faces of the dictionary from which this one is held out; their copies are left out.
         """
-        sweep_folders(self.path)
-        self.aside.mkdir(parents=True)
         bad: set[int] = set()
         while True:
             usable = np.array([i for i in self._usable.tolist() if i not in bad], np.int64)
@@ -268,14 +263,14 @@ class _Draft:
             bad |= failed
 
     def _write(self, new: Sequence[int], progress: bool) -> set[int]:
-        def write(i: int) -> Written | str:
-            try:
-                return write_face(self.aside, self.faces[i], self.choice.roles[i], self._largest_side)
-            except ValueError as error:
-                return str(error)
+        def write(some: Sequence[int]) -> list[Written | str]:
+            faces = [(self.faces[i], self.choice.roles[i]) for i in some]
+            return write_faces(self.aside, faces, self._largest_side)
 
         failed = set()
-        for i, result in zip(new, _in_threads(write, new, "Writing faces", progress), strict=True):
+        together = [new[start : start + _TOGETHER] for start in range(0, len(new), _TOGETHER)]
+        results = chain.from_iterable(_in_threads(write, together, "Writing faces", progress))
+        for i, result in zip(new, results, strict=True):
             if isinstance(result, Written):
                 self.written[i] = self.choice.roles[i], result
             else:
@@ -320,11 +315,6 @@ class _Draft:
         for folder in [*self.aside.glob(f"{GLOBAL_FOLDER}/*"), *self.aside.glob("*")]:
             with contextlib.suppress(OSError):  # it is a file, or not empty
                 folder.rmdir()
-
-    def move(self) -> Built:
-        """Puts the dictionary in its place."""
-        self.aside.rename(self.path)
-        return Built(self.path, self.card, {name: tuple(found) for name, found in self.findings.items()})
 
 
 def _card(draft: _Draft, sources: Sequence[SourceOptions], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ mirror image. What the nose hides of a face in profile is left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
-from lightning_hnd.building.drawing import Mask, draw
+from lightning_hnd.building.drawing import Drawing, Mask, draw
 from lightning_hnd.building.landmarks import Points, objection
 from lightning_hnd.building.shapes import (
     PlacedFace,
@@ -140,23 +141,51 @@ def areas(landmarks: Points, size: tuple[int, int], concepts: Sequence[str]) -> 
         KeyError: If the geometry has no such concept.
         ValueError: If the landmarks cannot be those of a face in the picture.
     """
-    problem = objection(landmarks, size)
-    if problem is not None:
-        raise ValueError(problem)
-    face = PlacedFace.of(landmarks)
-    shown = {name: tuple(shape for shape in AREAS[name] if not shape.hidden(face)) for name in concepts}
-    distinct = list(dict.fromkeys(shapes for shapes in shown.values() if shapes))  # several concepts may share them
-    drawn = dict(zip(distinct, draw(distinct, face, size), strict=True))
+    (found,) = areas_of_faces([(landmarks, size, concepts)])
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+Areas: TypeAlias = tuple[dict[str, Mask], dict[str, str]]
+"""What :func:`areas` returns."""
+
+
+def areas_of_faces(wanted: Sequence[tuple[Points, tuple[int, int], Sequence[str]]]) -> list[Areas | str]:
+    """The same for several faces, in one pass, which takes much less time for each.
+
+    Args:
+        wanted: Of each face the landmarks, the size and the concepts.
+
+    Returns:
+        Of each what it shows and hides, or why its landmarks cannot be those of a face.
+    """
+    problems = [objection(landmarks, size) for landmarks, size, _ in wanted]
+    drawings: dict[tuple[int, tuple[Shape, ...]], Drawing] = {}  # several concepts of a face may share them
+    shown: list[dict[str, tuple[Shape, ...]]] = []
+    for i, ((landmarks, size, concepts), problem) in enumerate(zip(wanted, problems, strict=True)):
+        shown.append({})
+        if problem is None:
+            face = PlacedFace.of(landmarks)
+            shown[i] = {name: tuple(shape for shape in AREAS[name] if not shape.hidden(face)) for name in concepts}
+            drawings.update({(i, shapes): Drawing(shapes, face, size) for shapes in shown[i].values() if shapes})
+    drawn = dict(zip(drawings, draw(list(drawings.values())), strict=True))
+    return [
+        _told({name: drawn.get((i, shapes)) for name, shapes in shown[i].items()}) if problem is None else problem
+        for i, problem in enumerate(problems)
+    ]
+
+
+def _told(drawn: Mapping[str, tuple[Mask, float] | None]) -> Areas:
     masks: dict[str, Mask] = {}
     hidden: dict[str, str] = {}
-    for name, shapes in shown.items():
-        mask, inside = drawn.get(shapes, (None, 0.0))
-        if mask is None:
+    for name, found in drawn.items():
+        if found is None:
             hidden[name] = f"{name} is hidden behind the nose"
-        elif not mask.any():
+        elif not found[0].any():
             hidden[name] = f"{name} is hidden: its area has no pixel"
-        elif inside < LEAST_INSIDE:
-            hidden[name] = f"{name} lies outside of the picture by {1 - inside:.0%} of its area"
+        elif found[1] < LEAST_INSIDE:
+            hidden[name] = f"{name} lies outside of the picture by {1 - found[1]:.0%} of its area"
         else:
-            masks[name] = mask
+            masks[name] = found[0]
     return masks, hidden

@@ -1,4 +1,4 @@
-"""One face into a dictionary folder: its picture, the masks of its concepts, and its row of ``labels.csv``."""
+"""Faces into a dictionary folder: their pictures, the masks of their concepts, and their rows of ``labels.csv``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,15 @@ from PIL import Image
 from lightning_hnd.building.choosing import Role
 from lightning_hnd.building.drawing import Mask
 from lightning_hnd.building.faces import Face
-from lightning_hnd.building.geometry import areas
+from lightning_hnd.building.geometry import Areas, areas, areas_of_faces
+from lightning_hnd.building.landmarks import Points
 from lightning_hnd.building.parts import Regions, true_areas
 from lightning_hnd.building.pictures import Opened, open_picture, read_file
 from lightning_hnd.building.skin import cheek_boxes, skin_tone, some_of, typology_angle
 from lightning_hnd.dictionary.layout import FOLDER_OF_KIND, GLOBAL_FOLDER
 from lightning_hnd.dictionary.similar import thumbnail
+
+_Result = TypeVar("_Result")
 
 _FOLDER_OF_CONCEPT = {"age": "Age", "gender": "Gender", "ethnicity": "Ethnicity"}
 CHEEKS = frozenset(("left_cheek", "right_cheek"))
@@ -52,8 +56,8 @@ class Written:
     thumbnail: npt.NDArray[np.uint8]
 
 
-def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written:
-    """Writes a face as what it is in the dictionary for.
+def write_faces(root: Path, faces: Sequence[tuple[Face, Role]], largest_side: int) -> list[Written | str]:
+    """Writes faces as what they are in the dictionary for; the masks of all of them are drawn in one pass.
 
     A picture that any reader can read as it is, and that is no larger than wanted, is copied byte for byte; any other
     one is turned upright, brought to RGB and size, and written as a JPEG of quality 95. Local images are named
@@ -61,37 +65,111 @@ def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written
 
     Args:
         root: The folder of the dictionary.
-        face: The face.
-        role: What it is for.
+        faces: What each is for; some at a time, as all are held in memory.
         largest_side: Pixels that a side may have.
 
-    Raises:
-        ValueError: If picture or masks cannot be used; nothing is written then.
+    Returns:
+        Of each what was written, or why picture or masks cannot be used; then nothing of it is written.
     """
-    contents = read_file(face.picture)
-    opened = open_picture(contents, largest_side)
-    image = _fit(opened, largest_side)
-    size = (image.height, image.width)
-    copied = opened.plain and size == opened.size
-    masks: dict[str, Mask] = {}
+    pictures = [_said(_Picture.of, face, role, largest_side) for face, role in faces]
+    opened = [picture for picture in pictures if not isinstance(picture, str)]
+    shown = iter(_areas_in(opened))
+    return [picture if isinstance(picture, str) else _said(_write, root, picture, next(shown)) for picture in pictures]
+
+
+def _said(do: Callable[..., _Result], *args: Any) -> _Result | str:
+    """What something returns, or why it cannot be done."""
+    try:
+        return do(*args)
+    except ValueError as error:
+        return str(error)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A face, opened.
+
+    Attributes:
+        face: The face.
+        role: What it is for.
+        contents: Its file.
+        image: At the size that is written.
+        displayed: ``(H, W)`` of the file's picture.
+        copied: Whether the file is taken as it is.
+    """
+
+    face: Face
+    role: Role
+    contents: bytes
+    image: Image.Image
+    displayed: tuple[int, int]
+    copied: bool
+
+    @classmethod
+    def of(cls, face: Face, role: Role, largest_side: int) -> _Picture:
+        contents = read_file(face.picture)
+        opened = open_picture(contents, largest_side)
+        image = _fit(opened, largest_side)
+        copied = opened.plain and (image.height, image.width) == opened.size
+        return cls(face, role, contents, image, opened.size, copied)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.height, self.image.width
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The concepts of which it gets masks."""
+        return self.face.kinds[self.role[1]] if self.role[0] == "kind" else frozenset()
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """These, and the cheeks if their colour is to be measured."""
+        return self.names | (frozenset() if "ita_degrees" in self.face.labels else CHEEKS)
+
+
+def _areas_in(pictures: Sequence[_Picture]) -> list[Areas | str]:
+    """What each face shows; those that landmarks alone tell are drawn in one pass."""
+    landmarks = [
+        _scaled_landmarks(picture.face, picture.displayed, picture.size) if picture.face.regions is None else None
+        for picture in pictures
+    ]
+    drawn = iter(
+        areas_of_faces(
+            [
+                (points, p.size, sorted(p.wanted))
+                for p, points in zip(pictures, landmarks, strict=True)
+                if points is not None
+            ]
+        )
+    )
+    return [
+        _said(concept_masks, picture.face, picture.displayed, picture.size, picture.wanted)
+        if points is None
+        else next(drawn)
+        for picture, points in zip(pictures, landmarks, strict=True)
+    ]
+
+
+def _write(root: Path, picture: _Picture, found: Areas | str) -> Written:
+    face, role, image = picture.face, picture.role, picture.image
+    if isinstance(found, str) and role[0] == "kind":
+        raise ValueError(found)
+    shown, hidden = ({}, {}) if isinstance(found, str) else found
+    problem = next((why for name, why in hidden.items() if name in picture.names), None)
+    if problem is not None:
+        raise ValueError(problem)
     if role[0] == "kind":
-        names = face.kinds[role[1]]
-        shown, hidden = concept_masks(face, opened.size, size, names | CHEEKS)
-        problem = next((why for name, why in hidden.items() if name in names), None)
-        if problem is not None:
-            raise ValueError(problem)
-        masks = {name: mask for name, mask in shown.items() if name in names}
-        angle = _angle(face, image, shown)
         folder = f"{FOLDER_OF_KIND[role[1]]}/{_slug(face)}"
         path = f"{folder}/original.png"
     else:
-        angle = None if "ita_degrees" in face.labels else measured_angle(face, image, opened.size)
         folder = f"{GLOBAL_FOLDER}/{_FOLDER_OF_CONCEPT.get(role[0], role[0])}/{role[1]}"
-        path = f"{folder}/{_slug(face)}{face.picture.suffix.lower() if copied else '.jpg'}"
-    labels = _labels(face, angle)
+        path = f"{folder}/{_slug(face)}{face.picture.suffix.lower() if picture.copied else '.jpg'}"
+    masks = {name: mask for name, mask in shown.items() if name in picture.names}
+    labels = _labels(face, None if "ita_degrees" in face.labels else _angle(face, image, shown))
     place = root / folder
     place.mkdir(parents=True, exist_ok=True)
-    (root / path).write_bytes(contents if copied else _jpeg(image))
+    (root / path).write_bytes(picture.contents if picture.copied else _jpeg(image))
     encoded: dict[int, bytes] = {}  # concepts of one area share its mask
     for name, mask in masks.items():
         if id(mask) not in encoded:
@@ -101,14 +179,12 @@ def write_face(root: Path, face: Face, role: Role, largest_side: int) -> Written
         path,
         tuple(f"{folder}/{name}.png" for name in masks),
         labels,
-        hashlib.blake2b(contents, digest_size=16).hexdigest(),
+        hashlib.blake2b(picture.contents, digest_size=16).hexdigest(),
         thumbnail(image),
     )
 
 
-def concept_masks(
-    face: Face, displayed: tuple[int, int], size: tuple[int, int], names: frozenset[str]
-) -> tuple[dict[str, Mask], dict[str, str]]:
+def concept_masks(face: Face, displayed: tuple[int, int], size: tuple[int, int], names: frozenset[str]) -> Areas:
     """The masks of concepts in a face.
 
     Args:
@@ -123,14 +199,18 @@ def concept_masks(
     Raises:
         ValueError: If its landmarks or true masks cannot be used.
     """
-    landmarks = None
-    if face.landmarks is not None:
-        landmarks = face.landmarks.astype(np.float64) * (size[1] / displayed[1], size[0] / displayed[0])
+    landmarks = _scaled_landmarks(face, displayed, size)
     if face.regions is not None:
         return true_areas(_scaled(face.regions(), size), landmarks, names)
     if landmarks is not None:
         return areas(landmarks, size, sorted(names))
     return {}, dict.fromkeys(sorted(names), "it has neither landmarks nor masks of its parts")
+
+
+def _scaled_landmarks(face: Face, displayed: tuple[int, int], size: tuple[int, int]) -> Points | None:
+    if face.landmarks is None:
+        return None
+    return face.landmarks.astype(np.float64) * (size[1] / displayed[1], size[0] / displayed[0])
 
 
 def measured_angle(face: Face, image: Image.Image, displayed: tuple[int, int]) -> float | None:

@@ -46,7 +46,8 @@ class SourceOptions:
             FileNotFoundError: If it does not exist.
         """
         if not self.root.is_dir():
-            raise FileNotFoundError(f"there is no folder {self.root} to read {self.kind} from")
+            what = "is no folder" if self.root.exists() else "does not exist"
+            raise FileNotFoundError(f"{self.root} {what}; give the folder to read {self.kind} from")
         return self.root
 
     def file(self, given: Path | None, *names: str, what: str | None = None) -> Path | None:
