@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.functional.bias import (
     Contrasts,
     EncodingSums,
@@ -20,7 +21,6 @@ from lightning_hnd.functional.bias import (
     rank_share,
     shortcut_from_scores,
 )
-from lightning_hnd.groups import other_labels
 
 
 class _Source(NamedTuple):

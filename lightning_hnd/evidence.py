@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
+from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, RankTest, exchanged_masks_test
-from lightning_hnd.groups import GroupEvidence, other_labels
+from lightning_hnd.groups import GroupEvidence
 from lightning_hnd.places import MODES, Places
 from lightning_hnd.processes import ALONE, Processes
 from lightning_hnd.unit_table import UnitTable, rows_at_once

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_hnd.concepts import Ontology
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, strongest
+from lightning_hnd.dictionary.known import other_labels
+from lightning_hnd.functional.significance import Contrast, strongest
 
 GRID = 8
 """Cells of maps on a side, each of which is asked; larger maps are averaged down to it."""
@@ -132,24 +132,3 @@ def _shares(asked: int) -> Tensor:
     """Of the error a quarter is for the peak, a quarter for the mean, and half for all cells together."""
     cells = max(asked - 2, 0)
     return torch.tensor([0.25, 0.25, *[0.5 / max(cells, 1)] * cells], dtype=torch.float64)[:asked]
-
-
-def other_labels(known: Tensor, ontology: Ontology, concept: str | None = None) -> Tensor:
-    """What ``labels.csv`` says of images beside a concept, ``[n, L]`` bool: a column for each value but one.
-
-    Args:
-        known: ``[n, K]`` int64, as in :class:`~lightning_hnd.dictionary.DictionaryBatch`.
-        ontology: The concepts.
-        concept: The global concept that is asked about, which is not looked at. None: a local one is.
-
-    Returns:
-        Columns of the labels that name another global concept. Ethnicity and skin tone are not held fixed for each
-        other: they hardly differ. Values of fewer than five images count as one.
-    """
-    akin = {"ethnicity": {"skin_tone"}, "skin_tone": {"ethnicity"}}.get(concept or "", set()) | {concept}
-    columns = [torch.zeros(len(known), 0, dtype=torch.bool, device=known.device)]
-    for other, numbers in zip(ontology.global_, known.unbind(1), strict=True):
-        if other.name not in akin:
-            values, counts = numbers.unique(return_counts=True)
-            columns.append(numbers[:, None] == values[counts >= LEAST_IMAGES][1:])
-    return torch.cat(columns, dim=1)

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from lightning_hnd.activations import Grid
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
+from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.evidence import GRID
 from lightning_hnd.functional.bootstrap import means, percentile_interval, placed_effects, rank_effects, resampled
 from lightning_hnd.functional.significance import Contrast
-from lightning_hnd.groups import other_labels
 from lightning_hnd.places import Places
 from lightning_hnd.showing import ForwardFn, Showing
 from lightning_hnd.undisturbed import undisturbed

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.fsdp
@@ -50,7 +51,7 @@ def test_a_split_model_is_dissected_like_a_whole_one(pair: Pair, tmp_path: Path)
     assert_same(first.baseline, alone.baseline)
     assert first.baseline == second.baseline
     assert first.latest == second.latest != first.baseline
-    assert first.metrics == second.metrics
+    np.testing.assert_equal(first.metrics, second.metrics)  # NaN where the dictionary cannot tell
     for ours, theirs in zip(with_it, pair.results(fit_split, tmp_path / "without", dissected=False), strict=True):
         assert ours.steps == theirs.steps == 4
         torch.testing.assert_close(ours.weights, theirs.weights, rtol=0, atol=0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.functional.significance import LEAST_IMAGES
 
 _AGES = (20.0, 40.0, 60.0)
 _BINS = 4  # for labels that are numbers, and of which no groups are known
@@ -25,6 +26,27 @@ def numbered_labels(labels: Sequence[Mapping[str, str]], ontology: Ontology) -> 
     """
     columns = [_numbers(concept.name, [of.get(concept.name, "") for of in labels]) for concept in ontology.global_]
     return torch.stack(columns, dim=1) if columns else torch.zeros(len(labels), 0, dtype=torch.int64)
+
+
+def other_labels(known: Tensor, ontology: Ontology, concept: str | None = None) -> Tensor:
+    """What ``labels.csv`` says of images beside a concept, ``[n, L]`` bool: a column for each value but one.
+
+    Args:
+        known: ``[n, K]`` int64, as in :class:`~lightning_hnd.dictionary.DictionaryBatch`.
+        ontology: The concepts.
+        concept: The global concept that is asked about, which is not looked at. None: a local one is.
+
+    Returns:
+        Columns of the labels that name another global concept. Ethnicity and skin tone are not held fixed for each
+        other: they hardly differ. Values of fewer than five images count as one.
+    """
+    akin = {"ethnicity": {"skin_tone"}, "skin_tone": {"ethnicity"}}.get(concept or "", set()) | {concept}
+    columns = [torch.zeros(len(known), 0, dtype=torch.bool, device=known.device)]
+    for other, numbers in zip(ontology.global_, known.unbind(1), strict=True):
+        if other.name not in akin:
+            values, counts = numbers.unique(return_counts=True)
+            columns.append(numbers[:, None] == values[counts >= LEAST_IMAGES][1:])
+    return torch.cat(columns, dim=1)
 
 
 def _numbers(name: str, values: list[str]) -> Tensor:
