@@ -1,20 +1,20 @@
 """lightning-hnd: Hierarchical Network Dissection of face models while they train."""
 
-from lightning_hnd.ablation import Ablation, ablate
-from lightning_hnd.ablation_callback import AblationCallback
-from lightning_hnd.alerts import Alarm, BiasAlert
-from lightning_hnd.callback import HNDCallback
+from lightning_hnd.analyses.ablation import Ablation, ablate
+from lightning_hnd.analyses.intervals import EffectInterval, effect_intervals
+from lightning_hnd.analyses.rotation import RotationTest, rotation_test
 from lightning_hnd.concepts import PAPER, Concept, GlobalConcept, Ontology
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.intervals import EffectInterval, effect_intervals
+from lightning_hnd.history.alerts import Alarm, BiasAlert
+from lightning_hnd.history.timeline import Timeline
 from lightning_hnd.layer_dissection import ConceptPairing, GroupPairing, LayerDissection, Unit
-from lightning_hnd.metric import DissectionMetric
+from lightning_hnd.measuring.metric import DissectionMetric
 from lightning_hnd.pipeline import dissect
 from lightning_hnd.rendering import RenderedFaces
-from lightning_hnd.rotation import RotationTest, rotation_test
 from lightning_hnd.rules import ABOVE_CHANCE, README, RELEASED, Rule
-from lightning_hnd.timeline import Timeline
+from lightning_hnd.training.ablation_callback import AblationCallback
+from lightning_hnd.training.callback import HNDCallback
 
 __all__ = [
     "ABOVE_CHANCE",

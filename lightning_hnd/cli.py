@@ -268,9 +268,9 @@ def _of_checkpoints(args: argparse.Namespace) -> Iterator[Dissection]:
     from tqdm.auto import tqdm
 
     from lightning_hnd import FaceDictionary
-    from lightning_hnd.checkpoints import dissect_checkpoints, moments
-    from lightning_hnd.model_input import find_images
+    from lightning_hnd.history.checkpoints import dissect_checkpoints, moments
     from lightning_hnd.report.files import file_name
+    from lightning_hnd.training.model_input import find_images
 
     if args.model is None:
         raise ValueError("say with --model MODULE:CLASS which LightningModule the checkpoints are of")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_hnd.memory import out_of_memory
+from lightning_hnd.showing.memory import out_of_memory
 
 
 @contextlib.contextmanager

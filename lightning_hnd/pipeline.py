@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_hnd.activations import Grid, last_spatial, remark, resolve_layers, trace
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.evidence import Evidence
-from lightning_hnd.fresh import FreshWeights, Null, fresh_null, with_null
-from lightning_hnd.metric import DissectionMetric
+from lightning_hnd.evidence.evidence import Evidence
+from lightning_hnd.evidence.fresh import FreshWeights, Null, fresh_null, with_null
+from lightning_hnd.measuring.metric import DissectionMetric
 from lightning_hnd.rules import ABOVE_CHANCE, README, Rule
-from lightning_hnd.showing import ForwardFn, Showing, counting_device
-from lightning_hnd.undisturbed import device_of, undisturbed
+from lightning_hnd.showing.activations import Grid, last_spatial, remark, resolve_layers, trace
+from lightning_hnd.showing.showing import ForwardFn, Showing, counting_device
+from lightning_hnd.showing.undisturbed import device_of, undisturbed
 
 BUDGET = 2**30
 """Bytes that the maps kept for counting may take, if nobody says otherwise."""
@@ -63,7 +63,7 @@ def dissect(
         budget: Bytes that may be taken, on the device of the model, by maps in which units may fire. One forward pass
             suffices while they fit; layers for which they do not are counted in a second one, with the same result.
         fresh_seeds: Of networks with fresh weights to compare with, for what is *learnt*; each costs a forward pass.
-            See :func:`~lightning_hnd.fresh.fresh_null`. None are asked by default; only ``above_chance`` asks.
+            See :func:`~lightning_hnd.evidence.fresh.fresh_null`. None are asked by default; only ``above_chance`` asks.
         factory: Makes such a network, where ``reset_parameters`` throughout the model is not it.
 
     Returns:
@@ -122,7 +122,7 @@ def measure(
     Args:
         model: The module.
         dictionary: The faces.
-        layers: Names, as :func:`~lightning_hnd.activations.resolve_layers` gives them.
+        layers: Names, as :func:`~lightning_hnd.showing.activations.resolve_layers` gives them.
         quantile: Fraction of a unit's activations that exceed its threshold.
         showing: How. If several processes share the dictionary, all get the same result.
         budget: As in :func:`dissect`.
@@ -130,7 +130,7 @@ def measure(
 
     Returns:
         For each layer what :meth:`DissectionMetric.compute` returns and, if asked for,
-        :meth:`~lightning_hnd.evidence.Evidence.compute`.
+        :meth:`~lightning_hnd.evidence.evidence.Evidence.compute`.
     """
     processes, counting = showing.processes, counting_device(model)
     options: dict[str, Any] = {"num_local": dictionary.num_local, "sync_on_compute": processes.size > 1}

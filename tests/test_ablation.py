@@ -19,8 +19,8 @@ from torchmetrics import MeanSquaredError
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
 
 from lightning_hnd import AblationCallback, Dissection, FaceDictionary, HNDCallback, ablate, dissect
-from lightning_hnd.ablation import Ablation, _random_units, paired_units
-from lightning_hnd.activations import switched_off
+from lightning_hnd.analyses.ablation import Ablation, _random_units, paired_units
+from lightning_hnd.showing.activations import switched_off
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

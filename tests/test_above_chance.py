@@ -19,7 +19,7 @@ from test_evidence import squares
 from torch import nn
 
 from lightning_hnd import ABOVE_CHANCE, PAPER, README, Dissection, DissectionMetric, HNDCallback, Rule, dissect
-from lightning_hnd.fresh import fresh_null, renewed
+from lightning_hnd.evidence.fresh import fresh_null, renewed
 from lightning_hnd.report import scalars, scalars_over_time
 
 
@@ -185,7 +185,7 @@ def test_fresh_networks_are_asked_once(tmp_path: Path, monkeypatch: pytest.Monke
         asked.append(args)
         return fresh_null(*args, **options)
 
-    monkeypatch.setattr("lightning_hnd.dissector.fresh_null", spy)
+    monkeypatch.setattr("lightning_hnd.training.dissector.fresh_null", spy)
     faces, checkpoint = random_dictionary(), ModelCheckpoint(tmp_path, save_last=True)
     callback = HNDCallback(faces, "body.2", fresh_seeds=[1, 2])
     trainer(tmp_path, callback, checkpoint, max_epochs=1).fit(Net(), *data())

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hnd import FaceDictionary, dissect
-from lightning_hnd.bias import BiasStatistics
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.functional.bias import encoding, labelled, shortcut
+from lightning_hnd.measuring.bias import BiasStatistics
 
 FACES = FaceDictionary.rendered(size=32, images=320, seed=3)
 NAMES = PAPER.labels

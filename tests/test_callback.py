@@ -18,7 +18,7 @@ from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import Tensor, nn
 
 from lightning_hnd import ABOVE_CHANCE, README, Dissection, HNDCallback, Timeline, dissect
-from lightning_hnd.fresh import SEEDS
+from lightning_hnd.evidence.fresh import SEEDS
 from lightning_hnd.report import scalars, scalars_over_time
 
 pytestmark = [

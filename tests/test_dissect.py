@@ -14,7 +14,7 @@ from conftest import random_dictionary
 from torch import Tensor, nn
 
 from lightning_hnd import PAPER, README, RELEASED, Dissection, DissectionMetric, FaceDictionary, Rule, dissect
-from lightning_hnd.activations import resolve_layers
+from lightning_hnd.showing.activations import resolve_layers
 
 
 class Block(nn.Module):

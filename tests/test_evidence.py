@@ -14,11 +14,11 @@ from conftest import random_dictionary
 
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
-from lightning_hnd.evidence import Evidence
+from lightning_hnd.evidence.evidence import Evidence
+from lightning_hnd.evidence.places import Places
 from lightning_hnd.functional.defence import beyond_fresh, defend, effects, learnt_null
 from lightning_hnd.functional.significance import partial_rank_test
-from lightning_hnd.places import Places
-from lightning_hnd.processes import Processes
+from lightning_hnd.showing.processes import Processes
 
 ATTRIBUTE = PAPER.kinds.index("attribute")
 
@@ -262,7 +262,7 @@ def test_what_processes_gathered_joins_to_the_whole(spilt: bool, monkeypatch: py
     faces = random_dictionary(images=60)
     maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(1))
     expected = gather(faces, maps)
-    monkeypatch.setattr("lightning_hnd.unit_table._AT_ONCE", 100)  # many blocks
+    monkeypatch.setattr("lightning_hnd.measuring.unit_table._AT_ONCE", 100)  # many blocks
     table, barrier = [None] * 3, threading.Barrier(3)
 
     def share(rank: int) -> dict[str, torch.Tensor]:

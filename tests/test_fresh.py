@@ -11,9 +11,9 @@ from conftest import random_dictionary
 from torch import nn
 
 from lightning_hnd import FaceDictionary, dissect
-from lightning_hnd.fresh import FreshWeights, Null, fresh_networks, fresh_null, renewed
+from lightning_hnd.evidence.fresh import FreshWeights, Null, fresh_networks, fresh_null, renewed
 from lightning_hnd.functional.defence import effects
-from lightning_hnd.showing import Showing
+from lightning_hnd.showing.showing import Showing
 
 
 def network() -> nn.Sequential:

@@ -16,7 +16,7 @@ from runs import Net, data, trainer
 from test_two_processes import Failure, Found, assert_same, fit
 
 from lightning_hnd import HNDCallback
-from lightning_hnd.strategies import processes_of
+from lightning_hnd.training.strategies import processes_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

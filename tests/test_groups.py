@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.dictionary.masks import PackedMasks
+from lightning_hnd.evidence.groups import GroupEvidence, responses
 from lightning_hnd.functional.significance import upper_tail
-from lightning_hnd.groups import GroupEvidence, responses
 
 AGE, TONE = PAPER.global_index("age"), PAPER.global_index("skin_tone")
 DARK = PAPER.group_offsets[TONE + 1] - 1

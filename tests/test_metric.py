@@ -171,7 +171,7 @@ def test_batches_and_pruning_change_nothing(dictionary: FaceDictionary, dtype: t
 
 
 def test_pruning_keeps_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_hnd.kept_maps._LITTLE", 0)
+    monkeypatch.setattr("lightning_hnd.measuring.kept_maps._LITTLE", 0)
     dictionary = random_dictionary(images=120)
     metric = DissectionMetric(num_local=dictionary.num_local)
     maps = torch.randn(len(dictionary), UNITS, *CELLS, generator=torch.Generator().manual_seed(0))

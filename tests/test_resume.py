@@ -25,9 +25,9 @@ from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import Tensor, nn
 
 from lightning_hnd import Alarm, BiasAlert, Dissection, HNDCallback, Timeline
+from lightning_hnd.history.timeline import LayerTimeline
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report import history
-from lightning_hnd.timeline import LayerTimeline
 from lightning_hnd.whole_files import sweep
 
 pytestmark = [

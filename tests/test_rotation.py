@@ -11,10 +11,10 @@ from conftest import random_dictionary
 from torch import nn
 
 from lightning_hnd import FaceDictionary, Rule, dissect
-from lightning_hnd.fresh import FreshWeights, acquainted_networks
+from lightning_hnd.analyses.rotation import RotationTest, power, rotation, rotation_test
+from lightning_hnd.evidence.fresh import FreshWeights, acquainted_networks
 from lightning_hnd.report import rotation_plot
-from lightning_hnd.rotation import RotationTest, power, rotation, rotation_test
-from lightning_hnd.showing import Showing
+from lightning_hnd.showing.showing import Showing
 
 
 def test_rotations_are_orthogonal_of_determinant_one_and_uniform() -> None:

@@ -15,14 +15,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_hnd import Alarm, BiasAlert, Dissection, FaceDictionary, HNDCallback, Timeline, dissect
-from lightning_hnd.alerts import alert_keys, check, judge
-from lightning_hnd.checkpoints import dissect_checkpoints, moments
 from lightning_hnd.cli import main
 from lightning_hnd.concepts import PAPER
+from lightning_hnd.history.alerts import alert_keys, check, judge
+from lightning_hnd.history.checkpoints import dissect_checkpoints, moments
+from lightning_hnd.history.timeline import LayerTimeline, Moment
 from lightning_hnd.report import history
 from lightning_hnd.report.timelines import timeline_picture, write_timeline
 from lightning_hnd.rules import README
-from lightning_hnd.timeline import LayerTimeline, Moment
 
 C, K, L = len(PAPER.local), len(PAPER.global_), len(PAPER.labels)
 G = L - C

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
 from lightning_hnd import HNDCallback
-from lightning_hnd.memory import out_of_memory
+from lightning_hnd.showing.memory import out_of_memory
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -17,7 +17,7 @@ from judge import binomial_interval
 from torch import Tensor, nn
 
 from lightning_hnd import FaceDictionary, RenderedFaces
-from lightning_hnd.bias import BiasStatistics
+from lightning_hnd.measuring.bias import BiasStatistics
 
 SIZE, IMAGES, UNITS = 48, 800, 48
 BAR, LEVEL = 0.2, 0.05

@@ -19,7 +19,7 @@ from rendered_training import framed
 
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
-from lightning_hnd.evidence import Evidence
+from lightning_hnd.evidence.evidence import Evidence
 from lightning_hnd.functional import activation_threshold, concept_iou, firing_area
 from lightning_hnd.rendering import RenderedFaces
 

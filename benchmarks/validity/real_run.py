@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hnd import ABOVE_CHANCE, README, Dissection, FaceDictionary, HNDCallback
-from lightning_hnd.fresh import FreshWeights, fresh_null, with_null
+from lightning_hnd.evidence.fresh import FreshWeights, fresh_null, with_null
 from lightning_hnd.pipeline import BUDGET, measure
 from lightning_hnd.report import history
 from lightning_hnd.report.keys import prefix, scalars
-from lightning_hnd.showing import Showing
+from lightning_hnd.showing.showing import Showing
 
 SIZE = 96
 LAYER = "features.11"

@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_hnd import ABOVE_CHANCE, Dissection, FaceDictionary, LayerDissection
-from lightning_hnd.fresh import FreshWeights, Null, acquainted_networks, fresh_null, with_null
+from lightning_hnd.analyses.rotation import rotation_test
+from lightning_hnd.evidence.fresh import FreshWeights, Null, acquainted_networks, fresh_null, with_null
 from lightning_hnd.pipeline import BUDGET, measure
 from lightning_hnd.report import rotation_plot
-from lightning_hnd.rotation import rotation_test
-from lightning_hnd.showing import Showing
+from lightning_hnd.showing.showing import Showing
 
 LAYERS = ("5", "7")
 NULL, JUDGED = (10, 11, 12, 13, 14), (0, 1, 2, 3, 4)

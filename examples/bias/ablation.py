@@ -22,7 +22,7 @@ from torch import Tensor
 from torchmetrics.classification import BinaryAccuracy
 
 from lightning_hnd import Ablation, ablate, dissect
-from lightning_hnd.ablation import paired_units
+from lightning_hnd.analyses.ablation import paired_units
 
 WITH, AGAINST = "with the bias", "against it"
 

@@ -47,7 +47,7 @@ def defend(
     dependence). Units are tested first, then concepts within those that passed.
 
     Args:
-        evidence: What :meth:`~lightning_hnd.evidence.Evidence.compute` returned.
+        evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
         live: ``[U]`` bool.
         fresh: What :func:`learnt_null` returned.
         level: The false discovery rate of each question.
@@ -93,7 +93,7 @@ def effects(evidence: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tens
     :func:`~lightning_hnd.functional.significance.exchanged_masks_test`.
 
     Args:
-        evidence: What :meth:`~lightning_hnd.evidence.Evidence.compute` returned.
+        evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
         fresh: ``mode_mean``, ``mode_spread`` and ``mode_share [C, K]`` of :func:`learnt_null`.
     """
     beyond = (evidence["placed_correlation"].double() - fresh["mode_mean"]) / fresh["mode_spread"].clamp(min=1e-9)

@@ -14,7 +14,7 @@ from lightning_hnd.functional import firing_area
 from lightning_hnd.layer_dissection import LayerDissection
 
 if TYPE_CHECKING:  # a report reads results, and does not import what makes them
-    from lightning_hnd.rotation import RotationTest
+    from lightning_hnd.analyses.rotation import RotationTest
 
 Picture = npt.NDArray[np.uint8]
 """``[height, width, 3]`` uint8."""

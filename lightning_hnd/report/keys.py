@@ -6,8 +6,8 @@ import numpy as np
 
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dissection import Dissection
+from lightning_hnd.history.timeline import LayerTimeline, Timeline
 from lightning_hnd.layer_dissection import LayerDissection
-from lightning_hnd.timeline import LayerTimeline, Timeline
 
 
 def scalars(dissection: Dissection) -> dict[str, float]:
@@ -56,8 +56,8 @@ def keys(ontology: Ontology) -> tuple[str, ...]:
 def scalars_over_time(timeline: Timeline) -> dict[str, float]:
     """Scalars of the last moment of a timeline that take more than one dissection, or say how biased a layer is.
 
-    - ``births``, ``deaths``, ``switches``, ``churn``: :class:`~lightning_hnd.timeline.LayerTimeline`, since the moment
-      before
+    - ``births``, ``deaths``, ``switches``, ``churn``: of :class:`~lightning_hnd.history.timeline.LayerTimeline`, since the
+      moment before
     - ``bias/<concept>/index``: how strongly the layer encodes the global concept, 0 as by chance, 1 at most
       (:func:`~lightning_hnd.functional.bias.encoding`); ``since_start`` and ``since_last``: less that of the model at
       start, and of the dissection before. NaN if the dictionary has not two groups of it with enough faces

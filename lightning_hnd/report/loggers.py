@@ -16,12 +16,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.faults import tolerated
+from lightning_hnd.history.timeline import Timeline
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report.figures import Picture, concept_histogram, overlays
 from lightning_hnd.report.keys import prefix
 from lightning_hnd.report.tables import COLUMNS, layer_markdown
 from lightning_hnd.report.timelines import timeline_picture
-from lightning_hnd.timeline import Timeline
 
 ROWS = 20
 """Units in a table at most."""

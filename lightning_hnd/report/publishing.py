@@ -13,18 +13,18 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_hnd.alerts import Alarm, BiasAlert, judge
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.faults import tolerated
-from lightning_hnd.processes import Processes
+from lightning_hnd.history.alerts import Alarm, BiasAlert, judge
+from lightning_hnd.history.timeline import Timeline
 from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
 from lightning_hnd.report.keys import prefix, scalars, scalars_over_time
 from lightning_hnd.report.loggers import log_dir, write
 from lightning_hnd.report.timelines import write_timeline
 from lightning_hnd.rules import Rule
-from lightning_hnd.timeline import Timeline
+from lightning_hnd.showing.processes import Processes
 
 
 @dataclass(frozen=True)

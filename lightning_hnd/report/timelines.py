@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from lightning_hnd.history.timeline import LayerTimeline, Timeline
 from lightning_hnd.report.figures import Picture, colour, new_figure, render
-from lightning_hnd.timeline import LayerTimeline, Timeline
 from lightning_hnd.whole_files import whole_file
 
 _LABELS = 40

@@ -10,14 +10,14 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from lightning_hnd.bias import BiasStatistics
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.functional import Overlap, concept_response, count_overlap, group_affinity, order_statistic
-from lightning_hnd.kept_maps import KeptMaps, MapsAndMasks
-from lightning_hnd.largest import Largest, thresholds
+from lightning_hnd.measuring.bias import BiasStatistics
+from lightning_hnd.measuring.kept_maps import KeptMaps, MapsAndMasks
+from lightning_hnd.measuring.largest import Largest, thresholds
+from lightning_hnd.measuring.unit_table import UnitTable
 from lightning_hnd.rules import README
-from lightning_hnd.unit_table import UnitTable
 
 
 class DissectionMetric(Metric):
@@ -41,7 +41,7 @@ class DissectionMetric(Metric):
     - ``group_probability [U, G]`` float64: :func:`~lightning_hnd.functional.group_affinity`
     - ``images_per_concept [C]``, ``images_per_group [G]`` int64: how many images these rest on
     - ``encoding_...``, ``shortcut_...``: how strongly the layer encodes groups, and which labels it takes for others,
-      see :meth:`BiasStatistics.compute <lightning_hnd.bias.BiasStatistics.compute>`
+      see :meth:`BiasStatistics.compute <lightning_hnd.measuring.bias.BiasStatistics.compute>`
     - ``exemplar_image [U, E]`` int64, ``exemplar_map [U, E, h, w]``: the local images on which the unit
       fires and peaks highest, as positions in the dictionary, and its maps there; -1 and zeros after the last
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_hnd.activations import switched_off
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.layer_dissection import LayerDissection
-from lightning_hnd.processes import ALONE, Processes
-from lightning_hnd.undisturbed import device_of, kept_generators, kept_random_state, undisturbed
+from lightning_hnd.showing.activations import switched_off
+from lightning_hnd.showing.processes import ALONE, Processes
+from lightning_hnd.showing.undisturbed import device_of, kept_generators, kept_random_state, undisturbed
 
 OVERALL = "overall"
 """The name under which the metric over all groups together stands."""

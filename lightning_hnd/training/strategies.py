@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import (
 )
 from lightning.pytorch.strategies.xla import XLAStrategy
 
-from lightning_hnd.processes import Processes
+from lightning_hnd.showing.processes import Processes
 
 
 def processes_of(trainer: pl.Trainer, *, tolerant: bool = False) -> Processes:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.history.timeline import Array, LayerTimeline, Moment, Timeline
 from lightning_hnd.layer_dissection import LayerDissection
-from lightning_hnd.timeline import Array, LayerTimeline, Moment, Timeline
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_hnd.dictionary import FaceDictionary
-from lightning_hnd.undisturbed import kept_random_state
+from lightning_hnd.showing.undisturbed import kept_random_state
 
 DRAWINGS = (
     "The faces of the built-in dictionary are drawings. A model that is trained on photographs sees them as something "

@@ -14,10 +14,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics import Metric
 
-from lightning_hnd.ablation import Ablation, Predict, ablate, predict_from_images
-from lightning_hnd.callback import HNDCallback
+from lightning_hnd.analyses.ablation import Ablation, Predict, ablate, predict_from_images
 from lightning_hnd.report.keys import prefix
-from lightning_hnd.undisturbed import kept_generators, unlogged
+from lightning_hnd.showing.undisturbed import kept_generators, unlogged
+from lightning_hnd.training.callback import HNDCallback
 
 
 class AblationCallback(Callback):

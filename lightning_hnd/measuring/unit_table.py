@@ -24,7 +24,7 @@ class UnitTable:
 
     Example:
         >>> import torch
-        >>> from lightning_hnd.unit_table import UnitTable
+        >>> from lightning_hnd.measuring.unit_table import UnitTable
         >>> table = UnitTable()
         >>> table.append(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         >>> table.spill()

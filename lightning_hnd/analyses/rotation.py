@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hnd.activations import named_layers, resolve_layers
 from lightning_hnd.dictionary import FaceDictionary
-from lightning_hnd.fresh import SEEDS, FreshWeights, acquainted_networks
+from lightning_hnd.evidence.fresh import SEEDS, FreshWeights, acquainted_networks
 from lightning_hnd.pipeline import dissect
 from lightning_hnd.rules import README, Rule
-from lightning_hnd.showing import Showing
+from lightning_hnd.showing.activations import named_layers, resolve_layers
+from lightning_hnd.showing.showing import Showing
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def power(matrix: Tensor, exponent: float) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from lightning_hnd.rotation import power, rotation
+        >>> from lightning_hnd.analyses.rotation import power, rotation
         >>> half = power(rotation(5, seed=0), 0.5)
         >>> torch.allclose(half @ half, rotation(5, seed=0)), torch.allclose(half @ half.T, torch.eye(5).double())
         (True, True)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_hnd.activations import Grid
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.evidence import GRID
+from lightning_hnd.evidence.evidence import GRID
+from lightning_hnd.evidence.places import Places
 from lightning_hnd.functional.bootstrap import means, percentile_interval, placed_effects, rank_effects, resampled
 from lightning_hnd.functional.significance import Contrast
-from lightning_hnd.places import Places
-from lightning_hnd.showing import ForwardFn, Showing
-from lightning_hnd.undisturbed import undisturbed
+from lightning_hnd.showing.activations import Grid
+from lightning_hnd.showing.showing import ForwardFn, Showing
+from lightning_hnd.showing.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EffectInterval:
         unit: Index of the unit.
         concept: The local concept that it is paired with.
         effect: ``associated_effect``, ``associated_auc``, ``placed_effect`` or ``agreement``, as among the statistics
-            of a layer (:meth:`Evidence.compute <lightning_hnd.evidence.Evidence.compute>` explains them).
+            of a layer (:meth:`Evidence.compute <lightning_hnd.evidence.evidence.Evidence.compute>` explains them).
         value: Over all images.
         low: Lower end of the interval.
         high: Upper end.

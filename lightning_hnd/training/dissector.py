@@ -9,17 +9,17 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_hnd.activations import resolve_layers
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.fresh import FreshWeights, Null, fresh_null, with_null
+from lightning_hnd.evidence.fresh import FreshWeights, Null, fresh_null, with_null
 from lightning_hnd.layer_dissection import null_of
 from lightning_hnd.pipeline import choose_layers, describe, measure
-from lightning_hnd.processes import Processes
 from lightning_hnd.report.keys import LEARNT, QUESTIONS, keys, keys_over_time, prefix
 from lightning_hnd.rules import Rule
-from lightning_hnd.showing import Showing
-from lightning_hnd.undisturbed import unlogged
+from lightning_hnd.showing.activations import resolve_layers
+from lightning_hnd.showing.processes import Processes
+from lightning_hnd.showing.showing import Showing
+from lightning_hnd.showing.undisturbed import unlogged
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightning_hnd.activations import Grid, record, unit_maps
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.processes import ALONE, Processes
-from lightning_hnd.undisturbed import device_of
+from lightning_hnd.showing.activations import Grid, record, unit_maps
+from lightning_hnd.showing.processes import ALONE, Processes
+from lightning_hnd.showing.undisturbed import device_of
 
 ForwardFn = Callable[[Any, Tensor], Any]
 """From the model and images ``[B, channels, H, W]`` to anything: one forward pass."""
@@ -49,7 +49,7 @@ class Showing:
         """One pass of this process's share of the dictionary.
 
         Args:
-            model: In evaluation mode, without gradients: see :func:`~lightning_hnd.undisturbed.undisturbed`.
+            model: In evaluation mode, without gradients: see :func:`~lightning_hnd.showing.undisturbed.undisturbed`.
             dictionary: The faces.
             layers: Names of layers.
             title: Of the progress bar.

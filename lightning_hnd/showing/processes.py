@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch.distributed
 from torch import nn
 
-from lightning_hnd.memory import out_of_memory
+from lightning_hnd.showing.memory import out_of_memory
 
 _T = TypeVar("_T")
 

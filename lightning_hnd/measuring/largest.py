@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_hnd.functional import order_statistic, quantile_from_top
 from lightning_hnd.functional.host import exceeds, largest, positions
-from lightning_hnd.unit_table import UnitTable
+from lightning_hnd.measuring.unit_table import UnitTable
 
 
 class Largest:

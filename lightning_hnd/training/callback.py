@@ -14,15 +14,22 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lightning_hnd.activations import Grid
-from lightning_hnd.alerts import Alarm, BiasAlert, alert_keys, check
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.dissector import Dissector, Subject
+from lightning_hnd.evidence.fresh import FreshWeights
 from lightning_hnd.faults import tolerated
-from lightning_hnd.fresh import FreshWeights
-from lightning_hnd.model_input import DictionarySource, LearntDictionary, find_images
-from lightning_hnd.monitors import (
+from lightning_hnd.history.alerts import Alarm, BiasAlert, alert_keys, check
+from lightning_hnd.history.timeline import Timeline
+from lightning_hnd.pipeline import BUDGET
+from lightning_hnd.report.publishing import Publisher, Stopwatch
+from lightning_hnd.rules import ABOVE_CHANCE, README, Rule, readings
+from lightning_hnd.showing.activations import Grid
+from lightning_hnd.showing.processes import ALONE
+from lightning_hnd.showing.showing import ForwardFn, Showing
+from lightning_hnd.showing.undisturbed import device_of
+from lightning_hnd.training.dissector import Dissector, Subject
+from lightning_hnd.training.model_input import DictionarySource, LearntDictionary, find_images
+from lightning_hnd.training.monitors import (
     refuse_foreign,
     refuse_shared,
     refuse_stale,
@@ -32,14 +39,7 @@ from lightning_hnd.monitors import (
     warn_of_averaging,
     warn_without_validation,
 )
-from lightning_hnd.pipeline import BUDGET
-from lightning_hnd.processes import ALONE
-from lightning_hnd.report.publishing import Publisher, Stopwatch
-from lightning_hnd.rules import ABOVE_CHANCE, README, Rule, readings
-from lightning_hnd.showing import ForwardFn, Showing
-from lightning_hnd.strategies import processes_of
-from lightning_hnd.timeline import Timeline
-from lightning_hnd.undisturbed import device_of
+from lightning_hnd.training.strategies import processes_of
 
 OPENING = "opening the dictionary"
 

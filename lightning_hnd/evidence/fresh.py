@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_hnd.activations import record
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.evidence import Evidence
+from lightning_hnd.evidence.evidence import Evidence
 from lightning_hnd.functional.defence import learnt_null
-from lightning_hnd.processes import Processes
-from lightning_hnd.showing import Showing
-from lightning_hnd.undisturbed import device_of, kept_random_state, undisturbed
+from lightning_hnd.showing.activations import record
+from lightning_hnd.showing.processes import Processes
+from lightning_hnd.showing.showing import Showing
+from lightning_hnd.showing.undisturbed import device_of, kept_random_state, undisturbed
 
 SEEDS = (101, 102, 103, 104, 105)
 """Of the networks with fresh weights, unless somebody says otherwise."""
@@ -211,7 +211,7 @@ def renewed(model: nn.Module) -> nn.Module:
 
     Example:
         >>> import torch
-        >>> from lightning_hnd.fresh import renewed
+        >>> from lightning_hnd.evidence.fresh import renewed
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
         >>> bool((renewed(model)[0].weight == model[0].weight).any())
         False

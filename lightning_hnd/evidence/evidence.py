@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
+from lightning_hnd.evidence.groups import GroupEvidence
+from lightning_hnd.evidence.places import MODES, Places
 from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, RankTest, exchanged_masks_test
-from lightning_hnd.groups import GroupEvidence
-from lightning_hnd.places import MODES, Places
-from lightning_hnd.processes import ALONE, Processes
-from lightning_hnd.unit_table import UnitTable, rows_at_once
+from lightning_hnd.measuring.unit_table import UnitTable, rows_at_once
+from lightning_hnd.showing.processes import ALONE, Processes
 
 GRID = 16
 """Cells of maps on a side; larger maps are averaged down to it."""
@@ -37,7 +37,7 @@ class Evidence:
     Example:
         >>> import torch
         >>> from lightning_hnd import FaceDictionary
-        >>> from lightning_hnd.evidence import Evidence
+        >>> from lightning_hnd.evidence.evidence import Evidence
         >>> faces = FaceDictionary.rendered(size=32, images=16)
         >>> evidence = Evidence(faces)
         >>> for batch in faces.batches():
@@ -128,7 +128,7 @@ class Evidence:
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
             - ``group_z``, ``group_effect [U, G]``: the like for a group, of the peak, the mean and each cell, all
-              other labels of ``labels.csv`` held fixed (:class:`~lightning_hnd.groups.GroupEvidence`)
+              other labels of ``labels.csv`` held fixed (:class:`~lightning_hnd.evidence.groups.GroupEvidence`)
         """
         units, concepts = self._units, len(self._faces.ontology.local)
         result = {

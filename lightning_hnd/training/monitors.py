@@ -105,7 +105,9 @@ def refuse_unknown(trainer: pl.Trainer, known: Sequence[str]) -> None:
 
 def _refuse_unmeasured(trainer: pl.Trainer, who: str, monitor: str, known: Sequence[str]) -> None:
     """Refuses whoever waits for an ablation that nobody makes, or not in every epoch; groups are not known yet."""
-    from lightning_hnd.ablation_callback import AblationCallback  # not at the top: it stands on what this file serves
+    from lightning_hnd.training.ablation_callback import (
+        AblationCallback,  # not at the top: it stands on what this file serves
+    )
 
     start, _, rest = monitor.partition(_ABLATION)
     ablating = [c for c in _callbacks(trainer) if isinstance(c, AblationCallback)]

@@ -1,0 +1,1 @@
+"""Showing a dictionary to a model: which layers, what they give, and that nothing stays changed."""

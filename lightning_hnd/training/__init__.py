@@ -1,0 +1,1 @@
+"""What knows Lightning: the callbacks, and what a Trainer may ask of them."""
