@@ -56,8 +56,8 @@ def keys(ontology: Ontology) -> tuple[str, ...]:
 def scalars_over_time(timeline: Timeline) -> dict[str, float]:
     """Scalars of the last moment of a timeline that take more than one dissection, or say how biased a layer is.
 
-    - ``births``, ``deaths``, ``switches``, ``churn``: of :class:`~lightning_hnd.history.timeline.LayerTimeline`, since the
-      moment before
+    - ``births``, ``deaths``, ``switches``, ``churn``: since the moment before
+      (:class:`~lightning_hnd.history.timeline.LayerTimeline`)
     - ``bias/<concept>/index``: how strongly the layer encodes the global concept, 0 as by chance, 1 at most
       (:func:`~lightning_hnd.functional.bias.encoding`); ``since_start`` and ``since_last``: less that of the model at
       start, and of the dissection before. NaN if the dictionary has not two groups of it with enough faces
