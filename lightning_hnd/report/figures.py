@@ -136,7 +136,7 @@ def rotation_plot(test: RotationTest) -> Picture:
     Args:
         test: Any.
     """
-    figure = new_figure(6, 3.5)
+    figure = new_figure(6, 3.8)
     axes = figure.add_subplot()
     for counts, fresh, name, colour in (
         (test.interpretable, test.fresh_interpretable, "interpretable units", _COLOURS[0]),
@@ -151,5 +151,5 @@ def rotation_plot(test: RotationTest) -> Picture:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"strength of the rotation of {test.layer}")
     axes.set_ylabel(f"count (rule {test.rule.name})")
-    axes.legend()
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return render(figure)
