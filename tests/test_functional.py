@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from threading import Barrier, Thread
 
 import numpy as np
 import oracle
@@ -19,9 +21,11 @@ from lightning_hnd.functional import (
     group_affinity,
     host,
     mid_ranks,
+    overlap,
     upsample,
 )
 from lightning_hnd.functional.interpolation import firing_area
+from lightning_hnd.functional.threads import side_by_side
 
 CONCEPTS = 5
 
@@ -141,6 +145,62 @@ def test_what_numpy_does_torch_does_alike(monkeypatch: pytest.MonkeyPatch) -> No
     for ours, theirs in zip(found(), numpys, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
+
+
+def test_in_rows_counts_as_a_matrix_does() -> None:
+    mask = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) < 0.3
+    mask[2] = False
+    assert torch.equal(host.in_rows(host.positions(mask), 7, 5), mask.sum(1))
+    assert host.in_rows(torch.zeros(0, dtype=torch.int64), 3, 5).tolist() == [0, 0, 0]
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    own = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(own)
+
+
+def test_parts_go_side_by_side_on_one_thread_each(three_threads: None) -> None:
+    together = Barrier(3, timeout=20)  # breaks unless three wait at it at a time
+    threads = []
+
+    def work(part: Tensor) -> Tensor:
+        together.wait()
+        threads.append(torch.get_num_threads())
+        return part + 1
+
+    parts = torch.arange(6).split(1)
+    assert torch.cat(list(side_by_side(work, parts, torch.device("cpu")))).tolist() == [1, 2, 3, 4, 5, 6]
+    assert threads == [1] * 6
+    assert torch.get_num_threads() == 3
+    assert list(side_by_side(work, (), torch.device("cpu"))) == []
+
+
+def test_a_part_that_fails_is_heard_of_and_threads_are_as_before(three_threads: None) -> None:
+    def work(part: Tensor) -> Tensor:
+        raise ArithmeticError(f"part {int(part)}")
+
+    with pytest.raises(ArithmeticError, match="part 0"):
+        side_by_side(work, torch.arange(6).split(1), torch.device("cpu"))
+    in_a_new_one: list[int] = []
+    thread = Thread(target=lambda: in_a_new_one.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *in_a_new_one] == [3, 3]
+
+
+def test_several_threads_count_what_one_counts(three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps, levels = torch.randn(30, 4, 6, 6, generator=generator), torch.full((4,), 0.5, dtype=torch.float64)
+    masks = torch.rand(20, 48, 48, generator=generator) < 0.3
+    image, concept = torch.arange(20), torch.arange(20) % 3
+    one = concept_iou(maps, levels, masks, image, concept, 3)
+    monkeypatch.setattr(overlap, "_CELLS", 10 * 7 * 7)  # 12 parts
+    several = concept_iou(maps, levels, masks, image, concept, 3)
+    assert torch.equal(one, several)
+    assert bool((one > 0).all())
 
 
 def test_upsampling_never_leaves_the_range_of_its_corners() -> None:

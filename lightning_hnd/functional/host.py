@@ -20,6 +20,27 @@ def exceeds(values: Tensor, level: Tensor) -> Tensor:
     return values > level
 
 
+def in_rows(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """How many of some positions in a flat matrix lie in each of its rows.
+
+    Args:
+        positions: ``[n]`` int64, ascending.
+        rows: ``R``.
+        columns: Of the matrix.
+
+    Returns:
+        ``[R]`` int64.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.host import in_rows
+        >>> in_rows(torch.tensor([0, 3, 4]), rows=3, columns=2)
+        tensor([1, 1, 1])
+    """
+    ends = torch.arange(columns, (rows + 1) * columns, columns, device=positions.device)
+    return torch.searchsorted(positions, ends).diff(prepend=ends.new_zeros(1))
+
+
 def positions(mask: Tensor) -> Tensor:
     """Where a mask is true, in its flat form.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_hnd.functional.host import count_bits, positions
 from lightning_hnd.functional.interpolation import floor_to
 from lightning_hnd.functional.masks import CutMasks, cut_masks
+from lightning_hnd.functional.threads import side_by_side
 from lightning_hnd.functional.tiles import TileGrid, active_blocks, crossings
 
 _CELLS = 2**20  # blocks looked at together,
@@ -139,9 +140,9 @@ def count_overlap(
     num_images = 1 + int(torch.cat([map_image, mask_image, map_image.new_zeros(1)]).max())
     first_mask = _begins(mask_image, num_images)
 
-    counts = torch.zeros(3, num_units * num_concepts, dtype=torch.int64, device=device)
-    intersection, firing, mask_firing = counts
-    for part in fires.split(max(1, _CELLS // grid.places)) if len(fires) else ():
+    def count(part: Tensor) -> Tensor:
+        counts = torch.zeros(3, num_units * num_concepts, dtype=torch.int64, device=device)
+        intersection, firing, mask_firing = counts
         area = torch.zeros_like(part)
         row = map_unit[part] * num_concepts
         image = map_image[part]
@@ -151,8 +152,13 @@ def count_overlap(
         cell = row[i] + concept[mask]
         firing.index_add_(0, cell, area[i])
         mask_firing.index_add_(0, cell, torch.where(area[i] > 0, area_of_mask[mask], 0))
+        return counts
+
+    counts = torch.zeros(3, num_units, num_concepts, dtype=torch.int64, device=device)
+    for part in side_by_side(count, fires.split(max(1, _CELLS // grid.places)) if len(fires) else (), device):
+        counts += part.view_as(counts)
     total = torch.zeros(num_concepts, dtype=torch.int64, device=device).index_add_(0, mask_concept, masks.area)
-    intersection, firing, mask_firing = counts.view(3, num_units, num_concepts)
+    intersection, firing, mask_firing = counts
     return Overlap(intersection, firing, total.expand(num_units, -1), mask_firing)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.host import exceeds, positions
+from lightning_hnd.functional.host import exceeds, in_rows, positions
 from lightning_hnd.functional.interpolation import axis_pixels, axis_position, lerp
 
 _WIDTH = 16  # pixels in a word's row; wider tiles are cut into blocks of this width
@@ -96,12 +96,39 @@ class TileGrid:
         return torch.equal(self.block_gap, torch.arange(self.cells[1] + 1, device=self.block_gap.device))
 
     @cached_property
+    def corner(self) -> Tensor:
+        """``[places]`` int64, the cell above and to the left of each place, in a map with its border cells repeated."""
+        return self.place_row * (self.cells[1] + 2) + self.block_gap[self.place_block]
+
+    @cached_property
+    def first_pixel(self) -> Tensor:
+        """``[2, places]`` int64, the row and the column of each block's first pixel."""
+        return torch.stack([self.row_first[self.place_row], self.block_first[self.place_block]])
+
+    @cached_property
     def offset(self) -> Tensor:
         """``[2, places]`` float64, from the cell above to a block's first pixel in cells, from that left in pixels."""
         gap = torch.arange(self.cells[0] + 1, device=self.row_first.device)
         down = _first_position(self.row_first, gap, self.cells[0], self.size[0]).double() / (2 * self.size[0])
         along = _first_position(self.block_first, self.block_gap, self.cells[1], self.size[1]).double()
         return torch.stack([down[self.place_row], (along / (2 * self.cells[1]))[self.place_block]])
+
+    @cached_property
+    def axes(self) -> dict[torch.dtype, tuple[Tensor, Tensor]]:
+        """How far each row ``[H]`` and each column ``[W]`` of pixels lies between two cells, for maps of both types."""
+        types = {like.dtype: like for like in (self.columns.new_empty(0), self.offset.new_empty(0))}
+        return {
+            dtype: (
+                axis_position(self.cells[0], self.size[0], like)[1],
+                axis_position(self.cells[1], self.size[1], like)[1],
+            )
+            for dtype, like in types.items()
+        }
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """``[places]`` float32, how many columns of pixels a block has."""
+        return self.block_count.float()[self.place_block]
 
     @cached_property
     def full(self) -> Tensor:
@@ -167,8 +194,9 @@ def active_blocks(padded: Tensor, level: Tensor, grid: TileGrid) -> Blocks:
     if not grid.one_block_a_tile:
         above = above.index_select(2, grid.block_gap)  # a tile has several blocks, or no pixel at all
     found = positions(above)
-    map_ = found.div(grid.places, rounding_mode="floor")
-    return Blocks(map_, found - map_ * grid.places)
+    map_ = torch.arange(len(padded), device=padded.device)
+    map_ = map_.repeat_interleave(in_rows(found, len(padded), grid.places))
+    return Blocks(map_, torch.sub(found, map_, alpha=grid.places))
 
 
 class Crossings(NamedTuple):
@@ -205,16 +233,17 @@ class Crossings(NamedTuple):
 def crossings(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> Crossings:
     """Where rows of pixels cross the level of their map.
 
-    Count from the level, in units of ``M``, the largest magnitude of level and corners. Let ``s`` be the pixels between
-    two cells, ``D`` the difference of the ends of a row of pixels, and ``R`` how far the level lies above the value at
-    the block's first pixel, times ``s``. Both are linear in the row; their coefficients are computed in double
-    precision and rounded once to float32, of roundoff ``u``. The row crosses the level ``R / D`` pixels from the first
-    one, and of its pixels the one nearest to that, ``n``, is looked at. As ``|D| <= 2``, ``|R| <= 4 s`` and ``n <= s``,
-    ``R - n D`` is wrong by less than ``40 s u``, while rounding moves the value that the definition gives a pixel by no
-    more than ``9 u``. So where ``|R - n D| > 128 s u``, pixel ``n`` lies on the side of the crossing that was computed,
-    and the definition says so, too. Its neighbour beyond the crossing lies, since ``|R - n D| <= |D| / 2``, at least
-    ``0.3`` pixels from the true one, where the value differs from the level by ``70 u`` or more: no doubt there either.
-    Any other row is asked pixel by pixel what the definition asks.
+    Count from the level, in units of ``M``, the largest magnitude of level and corners. Let ``D`` be the difference of
+    the ends of a row of pixels, and ``R`` how far the level lies above the value at the block's first pixel, times the
+    pixels between two cells, ``s`` (below, 1 if they are fewer). Both are linear in the row; their coefficients are
+    computed in double precision and rounded once to float32, of roundoff ``u``. The row crosses the level ``R / D``
+    pixels from the first one. Of its pixels, and the one that would follow, ``n`` is the nearest to that, and is looked
+    at. As ``|D| <= 2``, ``|R| <= 4 s`` and ``n <= s + 1``, ``R - n D`` is wrong by less than ``40 s u``, while rounding
+    moves the value that the definition gives a pixel by no more than ``9 u``. So where ``|R - n D| > 128 s u``, pixel
+    ``n`` lies on the side of the crossing that was computed, and the definition says so, too. If the crossing is not
+    among the pixels all others lie further off on that side. If it is, the neighbour of ``n`` beyond it lies, since
+    ``|R - n D| <= |D| / 2``, at least ``0.3`` pixels from it, where the value differs from the level by ``70 u`` or
+    more: no doubt there either. Any other row is asked pixel by pixel what the definition asks.
 
     Args:
         padded: ``[R, h + 2, w + 2]``, maps with their border cells repeated; the cells of a map lie apart by less than
@@ -225,12 +254,10 @@ def crossings(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> 
     """
     count = _columns(blocks, grid)
     difference, rise = _rows(padded, level, blocks, grid)
-    first = rise / difference
-    zero = count.new_zeros(1)
-    nearest = first.round().clamp_(zero, count - 1)
-    apart = torch.addcmul(rise, nearest, difference, value=-1, out=rise).abs_()
-    first, falling = first.ceil_().clamp_(zero, count), difference.view(torch.int32).bitwise_and_(_SIGN)
-    reach = 64 * torch.finfo(torch.float32).eps * grid.size[1] / grid.cells[1]
+    first = torch.div(rise, difference).clamp_(count.new_zeros(1), count)
+    apart = torch.addcmul(rise, first.round(), difference, value=-1, out=rise).abs_()
+    first, falling = first.ceil_(), difference.view(torch.int32).bitwise_and_(_SIGN)
+    reach = 64 * torch.finfo(torch.float32).eps * max(1.0, grid.size[1] / grid.cells[1])
     unsure = positions(~(apart.amin(0) > reach))
     if len(unsure):
         row, at = (~(apart.index_select(1, unsure) > reach)).nonzero(as_tuple=True)
@@ -241,7 +268,7 @@ def crossings(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> 
 
 def _columns(blocks: Blocks, grid: TileGrid) -> Tensor:
     """Of each block, ``[A]`` float32."""
-    return grid.block_count.float()[grid.place_block].index_select(0, blocks.place)
+    return grid.columns.index_select(0, blocks.place)
 
 
 def _rows(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> tuple[Tensor, Tensor]:
@@ -272,22 +299,20 @@ def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tens
 def _corners(padded: Tensor, blocks: Blocks, grid: TileGrid) -> Tensor:
     """The cells above and below on the left, and those on the right: ``[4, A]``."""
     stride, cells = padded.shape[2], padded.flatten()
-    place = grid.place_row * stride + grid.block_gap[grid.place_block]
-    corner = torch.add(place.index_select(0, blocks.place), blocks.map, alpha=padded.shape[1] * stride)
+    corner = torch.add(grid.corner.index_select(0, blocks.place), blocks.map, alpha=padded.shape[1] * stride)
     return torch.stack([cells[step:].index_select(0, corner) for step in (0, stride, 1, stride + 1)])
 
 
 def _asked(padded: Tensor, level: Tensor, blocks: Blocks, row: Tensor, grid: TileGrid) -> tuple[Tensor, Tensor]:
     """One row of each block, by the definition of each pixel: ``[A]`` each, as in :class:`Crossings`."""
-    (a, b, c, d), level = _corners(padded, blocks, grid), level[blocks.map]
-    down, along = (axis_position(grid.cells[i], grid.size[i], padded)[1] for i in (0, 1))
-    place_row = grid.place_row[blocks.place]
-    t = down[(grid.row_first[place_row] + row).clamp(max=grid.size[0] - 1)]
+    (a, b, c, d), level = _corners(padded, blocks, grid), level.index_select(0, blocks.map)
+    first_row, first_column = grid.first_pixel.index_select(1, blocks.place)
+    down, along = grid.axes[padded.dtype]
+    t = down.index_select(0, first_row.add_(row).clamp_(max=grid.size[0] - 1))
     left, right = lerp(a, b, t), lerp(c, d, t)
     column = torch.arange(_WIDTH, device=padded.device)[:, None]
-    block = grid.place_block[blocks.place]
-    pixel = (grid.block_first[block] + column).clamp(max=grid.size[1] - 1)
-    count = grid.block_count[block]
-    on = ((lerp(left, right, along[pixel]) > level) & (column < count)).sum(0)
+    count = _columns(blocks, grid)
+    on = lerp(left, right, along[(first_column + column).clamp_(max=grid.size[1] - 1)]) > level
+    on = (on & (column < count)).sum(0)
     falling = left > right
-    return torch.where(falling, on, count - on).float(), falling.int() * _SIGN
+    return torch.where(falling, on, count - on), falling.int() * _SIGN

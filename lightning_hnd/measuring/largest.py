@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.functional import order_statistic, quantile_from_top
-from lightning_hnd.functional.host import exceeds, largest, positions
+from lightning_hnd.functional.host import exceeds, in_rows, largest, positions
 from lightning_hnd.measuring.unit_table import UnitTable
 
 
@@ -49,8 +49,9 @@ class Largest:
         assert self.floor is not None
         values = maps.flatten(1)
         above = positions(exceeds(values, self.floor[unit].unsqueeze(1)))
-        unit = unit.index_select(0, above.div(values.shape[1], rounding_mode="floor"))
-        count = torch.bincount(unit, minlength=len(self.floor))
+        of_map = in_rows(above, *values.shape)
+        count = torch.zeros_like(self.floor, dtype=torch.int64).index_add_(0, unit, of_map)
+        unit = unit.repeat_interleave(of_map)
         width = int(count.max())
         columns = values.new_full((len(count), width), -torch.inf)
         # the first of a unit's values comes to the start of its row

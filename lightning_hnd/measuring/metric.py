@@ -13,6 +13,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.functional import Overlap, concept_response, count_overlap, group_affinity, order_statistic
+from lightning_hnd.functional.threads import one_thread
 from lightning_hnd.measuring.bias import BiasStatistics
 from lightning_hnd.measuring.kept_maps import KeptMaps, MapsAndMasks
 from lightning_hnd.measuring.largest import Largest, thresholds
@@ -148,14 +149,17 @@ class DissectionMetric(Metric):
                 a value is not finite.
         """
         maps = self._shaped(activations, batch)
+        if self._twice and len(self.threshold):
+            self._count_at_once(maps, batch)
+        else:
+            self._take_in(maps, batch)
+
+    @one_thread()
+    def _take_in(self, maps: Tensor, batch: DictionaryBatch) -> None:
+        """What thresholds and responses rest on, and in one pass the maps that may fire."""
         local = batch.source >= 0
         peak, trough = maps.flatten(2).amax(-1), maps.flatten(2).amin(-1)
         _require_finite(peak, trough)
-        if self._twice and len(self.threshold):
-            fires = (peak > self.threshold[0]) & local[:, None]
-            self._count(MapsAndMasks.of(*_select(maps, fires), batch))
-            self.counted.append(batch.index[local])
-            return
         self.index.append(batch.index)
         self.source.append(batch.source)
         self.group.append(batch.group)
@@ -224,20 +228,36 @@ class DissectionMetric(Metric):
             return
         super().sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
         try:
-            state = self._state(self._FIRST_PASS)
-            local = self._local(state)
-            threshold = self._threshold(state, int(local.sum()))
-            parts = self._by_units(threshold[None])
-            exemplar_image = torch.cat([self._exemplars(p[local], state["index"][local], t[0]) for p, t in parts])
+            threshold, exemplar_image = self._settled()
         finally:
             if self._is_synced:
                 self.unsync()
         units, concepts = len(threshold), len(self.ontology.local)
         self.threshold, self.exemplar_image = [threshold], [exemplar_image]
         self.counts = [torch.zeros(1, 4, units, concepts, dtype=torch.int64, device=threshold.device)]
-        self.exemplar_map = [state["low"].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
+        self.exemplar_map = [self.low[0].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
         for some in self._kept.together():
             self._count(some)
+
+    @one_thread()
+    def _settled(self) -> tuple[Tensor, Tensor]:
+        """Thresholds and exemplars."""
+        state = self._state(self._FIRST_PASS)
+        local = self._local(state)
+        threshold = self._threshold(state, int(local.sum()))
+        parts = self._by_units(threshold[None])
+        exemplar_image = torch.cat([self._exemplars(p[local], state["index"][local], t[0]) for p, t in parts])
+        return threshold, exemplar_image
+
+    def _count_at_once(self, maps: Tensor, batch: DictionaryBatch) -> None:
+        """A batch of the second of two passes."""
+        local = batch.source >= 0
+        with one_thread():
+            peak = maps.flatten(2).amax(-1)
+            _require_finite(peak, maps.flatten(2).amin(-1))
+            fires = MapsAndMasks.of(*_select(maps, (peak > self.threshold[0]) & local[:, None]), batch)
+        self._count(fires)
+        self.counted.append(batch.index[local])
 
     def _count(self, kept: MapsAndMasks) -> None:
         self.counts[0] += torch.stack(
@@ -294,6 +314,7 @@ class DissectionMetric(Metric):
             setattr(self, name, [torch.cat(list(table.blocks())).t()])  # travels as a state does, and is not kept
         super()._sync_dist(*args, **kwargs)
 
+    @one_thread()
     def compute(self) -> dict[str, Tensor]:
         """The statistics, as the class describes them.
 
