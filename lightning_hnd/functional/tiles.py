@@ -273,7 +273,7 @@ def _columns(blocks: Blocks, grid: TileGrid) -> Tensor:
 
 def _rows(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> tuple[Tensor, Tensor]:
     """``D`` and ``R`` of :func:`crossings` for each row of pixels: ``[K, A]`` float32."""
-    values = torch.cat([_corners(padded, blocks, grid), level.index_select(0, blocks.map)[None]])
+    values = _corners_and_level(padded, level, blocks, grid)
     unit = values.abs().amax(0).double()
     a, b, c, d, level = values.double().div_(unit)
     down, along = grid.offset.index_select(1, blocks.place)
@@ -296,16 +296,20 @@ def _first_position(first: Tensor, gap: Tensor, cells: int, pixels: int) -> Tens
     return (2 * first + 1) * cells - pixels - 2 * pixels * (gap - 1)
 
 
-def _corners(padded: Tensor, blocks: Blocks, grid: TileGrid) -> Tensor:
-    """The cells above and below on the left, and those on the right: ``[4, A]``."""
+def _corners_and_level(padded: Tensor, level: Tensor, blocks: Blocks, grid: TileGrid) -> Tensor:
+    """The cells above and below on the left, those on the right, and the level: ``[5, A]``."""
     stride, cells = padded.shape[2], padded.flatten()
     corner = torch.add(grid.corner.index_select(0, blocks.place), blocks.map, alpha=padded.shape[1] * stride)
-    return torch.stack([cells[step:].index_select(0, corner) for step in (0, stride, 1, stride + 1)])
+    values = padded.new_empty(5, len(corner))
+    for value, step in zip(values, (0, stride, 1, stride + 1), strict=False):
+        torch.index_select(cells[step:], 0, corner, out=value)
+    torch.index_select(level, 0, blocks.map, out=values[4])
+    return values
 
 
 def _asked(padded: Tensor, level: Tensor, blocks: Blocks, row: Tensor, grid: TileGrid) -> tuple[Tensor, Tensor]:
     """One row of each block, by the definition of each pixel: ``[A]`` each, as in :class:`Crossings`."""
-    (a, b, c, d), level = _corners(padded, blocks, grid), level.index_select(0, blocks.map)
+    a, b, c, d, level = _corners_and_level(padded, level, blocks, grid)
     first_row, first_column = grid.first_pixel.index_select(1, blocks.place)
     down, along = grid.axes[padded.dtype]
     t = down.index_select(0, first_row.add_(row).clamp_(max=grid.size[0] - 1))

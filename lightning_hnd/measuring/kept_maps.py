@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.dictionary import DictionaryBatch
+from lightning_hnd.functional.host import positions
 from lightning_hnd.functional.masks import CutMasks
 
 _LITTLE = 2**26  # bytes of maps that are not worth looking through
@@ -62,8 +63,9 @@ class KeptMaps:
         if floor is None or self.bytes <= max(2 * self._bytes_before, _LITTLE):
             return
         for i, kept in enumerate(self._batches):  # one after the other, for there may be much
-            which = kept.maps.flatten(1).amax(1) > floor[kept.unit]
-            self._batches[i] = kept._replace(maps=kept.maps[which], unit=kept.unit[which], image=kept.image[which])
+            which = positions(kept.maps.flatten(1).amax(1) > floor[kept.unit])
+            maps, unit, image = (part.index_select(0, which) for part in kept[:3])
+            self._batches[i] = kept._replace(maps=maps, unit=unit, image=image)
         self._bytes_before = self.bytes
 
     def together(self) -> Iterator[MapsAndMasks]:

@@ -149,17 +149,14 @@ class DissectionMetric(Metric):
                 a value is not finite.
         """
         maps = self._shaped(activations, batch)
-        if self._twice and len(self.threshold):
-            self._count_at_once(maps, batch)
-        else:
-            self._take_in(maps, batch)
-
-    @one_thread()
-    def _take_in(self, maps: Tensor, batch: DictionaryBatch) -> None:
-        """What thresholds and responses rest on, and in one pass the maps that may fire."""
         local = batch.source >= 0
         peak, trough = maps.flatten(2).amax(-1), maps.flatten(2).amin(-1)
         _require_finite(peak, trough)
+        if self._twice and len(self.threshold):
+            fires = (peak > self.threshold[0]) & local[:, None]
+            self._count(MapsAndMasks.of(*_select(maps, fires), batch))
+            self.counted.append(batch.index[local])
+            return
         self.index.append(batch.index)
         self.source.append(batch.source)
         self.group.append(batch.group)
@@ -248,16 +245,6 @@ class DissectionMetric(Metric):
         parts = self._by_units(threshold[None])
         exemplar_image = torch.cat([self._exemplars(p[local], state["index"][local], t[0]) for p, t in parts])
         return threshold, exemplar_image
-
-    def _count_at_once(self, maps: Tensor, batch: DictionaryBatch) -> None:
-        """A batch of the second of two passes."""
-        local = batch.source >= 0
-        with one_thread():
-            peak = maps.flatten(2).amax(-1)
-            _require_finite(peak, maps.flatten(2).amin(-1))
-            fires = MapsAndMasks.of(*_select(maps, (peak > self.threshold[0]) & local[:, None]), batch)
-        self._count(fires)
-        self.counted.append(batch.index[local])
 
     def _count(self, kept: MapsAndMasks) -> None:
         self.counts[0] += torch.stack(
