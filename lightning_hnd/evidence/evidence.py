@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -53,7 +52,7 @@ class Evidence:
         self._kinds = _known[faces]
         self._units = 0
         self._cells = (0, 0)
-        self._sums = torch.zeros(0)  # [C, 3 K + 1, U] float64: of K modes a, a^2 and a l; the agreement
+        self._sums = torch.zeros(0)  # [C, 3 K + 1, U] float64: of K modes a; the agreement; a^2 and a l
         self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then of concepts
         self._groups = GroupEvidence(faces)
 
@@ -84,29 +83,35 @@ class Evidence:
             shape = (len(self._faces.ontology.local), 3 * MODES + 1, maps.shape[1])
             self._sums = torch.zeros(shape, dtype=torch.float64, device=maps.device)
         maps = maps.float() if cells == (height, width) else functional.adaptive_avg_pool2d(maps.float(), cells)
-        for kind in batch.source[batch.source >= 0].unique().tolist():
-            if self._kinds[kind].concepts:
-                self._update_kind(kind, maps, batch)
+        flat, places = maps.flatten(2), Places.of(self._faces, cells)  # [B, U, P]
+        for kind, seen in zip(self._kinds, self._responses, strict=True):
+            rows = (batch.source == kind.number).nonzero().flatten()
+            if kind.absent and len(rows):
+                shown = places.usual[kind.absent].to(flat) @ _some(flat, rows).transpose(1, 2)  # [b, A, U]
+                seen.append(shown.permute(2, 1, 0).flatten(0, 1), batch.index[rows])
+        if len(batch.mask_image):
+            self._update_masks(flat, places, batch)
 
-    def _update_kind(self, number: int, maps: Tensor, batch: DictionaryBatch) -> None:
-        """Takes in the images of one source."""
-        kind, places = self._kinds[number], Places.of(self._faces, self._cells)
-        rows = (batch.source == number).nonzero().flatten()
-        some = maps if len(rows) == len(maps) else maps.index_select(0, rows)
-        flat = some.flatten(2)  # [b, U, P]
-        if kind.absent:
-            seen = places.usual[kind.absent].to(flat) @ flat.transpose(1, 2)  # [b, A, U]
-            self._responses[number].append(seen.permute(2, 1, 0).flatten(0, 1), batch.index[rows])
+    def _update_masks(self, flat: Tensor, places: Places, batch: DictionaryBatch) -> None:
+        """Takes in maps ``[B, U, P]`` at the masks of a batch."""
+        images, count = batch.mask_image.unique_consecutive(return_counts=True)
+        flat = _some(flat, images)
         mean = flat.mean(2, keepdim=True)
         flat = flat - mean
-        norm = torch.linalg.vector_norm(flat, dim=2, keepdim=True)
-        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # [b, U, 1], 0: constant maps
-        masks = kind.masks_of(self._faces, places, batch, rows)
-        seen = (masks.lens.flatten(1, 2) @ flat.transpose(1, 2)).mul_(scale.transpose(1, 2))
-        a, agreement = seen.unflatten(1, masks.lens.shape[1:3]).split([MODES, 1], dim=2)
-        each = torch.cat([a, a.square(), a * masks.coefficient.unsqueeze(3), agreement], dim=2)  # [b, m, 3 K + 1, U]
+        norm, mean = torch.linalg.vector_norm(flat, dim=2), mean.squeeze(2)
+        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # [b, U], 0: constant maps
+        first = int(torch.searchsorted(self._faces.mask_image, batch.index[0].cpu()))
+        masks, concept = slice(first, first + len(batch.mask_image)), batch.mask_concept.cpu()
+        lens = torch.cat([places.modes[concept], places.shape[masks].unsqueeze(1)], dim=1).to(flat)  # [m, K + 1, P]
+        # image by image, for they have as many masks as they like
+        a = torch.cat([some.flatten(0, 1) @ of.t() for some, of in zip(lens.split(count.tolist()), flat, strict=True)])
+        a = a.view(len(concept), MODES + 1, -1).mul_(scale.repeat_interleave(count, 0).unsqueeze(1))  # and agreement
+        product = a[:, :MODES] * places.coefficient[masks].unsqueeze(2).to(a)
+        concepts, slot = batch.mask_concept.unique(return_inverse=True)
+        member = functional.one_hot(slot, len(concepts)).t().to(a)  # [L, m]
         # adds up, always in the same order
-        self._sums[kind.concepts] += torch.einsum("lbm,bmku->lku", masks.member, each).double()
+        parts = [(member @ part.flatten(1)).unflatten(1, part.shape[1:]) for part in (a, a[:, :MODES].square(), product)]
+        self._sums[concepts] += torch.cat(parts, dim=1).double()
 
     def compute(self, processes: Processes = ALONE) -> dict[str, Tensor]:
         """The test statistics.
@@ -167,7 +172,7 @@ class Evidence:
         sums = sums.permute(2, 0, 1)  # units first
         images = torch.tensor(self._faces.images_per_concept).double().expand(len(sums), -1)
         weight = Places.of(self._faces, cells).weight.double().expand(len(sums), -1, -1)
-        sum_, square, product, agreement = sums.split([MODES, MODES, MODES, 1], dim=2)
+        sum_, agreement, square, product = sums.split([MODES, 1, MODES, MODES], dim=2)
         test = exchanged_masks_test(sum_, square, product, images, weight)
         result["placed_z"][:], result["placed_effect"][:] = test.z, test.effect
         parts = [c for kind in self._kinds for c in kind.concepts if c not in kind.absent]
@@ -181,11 +186,13 @@ class _Kind:
     """The concepts of one source.
 
     Attributes:
+        number: The source.
         concepts: ``L`` concepts that have masks.
         absent: Those of them that enough images carry and enough do not.
         groups: ``[N, L]`` bool, what ``labels.csv`` says of the groups of the source's images; elsewhere all False.
     """
 
+    number: int
     concepts: list[int]
     absent: list[int]
     groups: Tensor
@@ -197,28 +204,8 @@ class _Kind:
         told = other_labels(faces.known[images], faces.ontology)
         groups = torch.zeros(len(faces), told.shape[1], dtype=torch.bool)
         groups[images] = told
-        return cls(concepts, [c for c in concepts if LEAST_IMAGES <= count[c] <= len(images) - LEAST_IMAGES], groups)
-
-    def masks_of(self, faces: FaceDictionary, places: Places, batch: DictionaryBatch, rows: Tensor) -> _Masks:
-        """What is known of the masks of some images ``[b]`` of a batch."""
-        slot = torch.full((len(faces.ontology.local),), -1, device=rows.device)
-        slot[self.concepts] = torch.arange(len(self.concepts), device=rows.device)
-        row = torch.full((len(batch.index),), -1, device=rows.device)
-        row[rows] = torch.arange(len(rows), device=rows.device)
-        row, slot = row[batch.mask_image], slot[batch.mask_concept]
-        own = ((row >= 0) & (slot >= 0)).nonzero().flatten()
-        row, slot, concept = row[own], slot[own], batch.mask_concept[own].cpu()
-        number = own.cpu() + torch.searchsorted(faces.mask_image, batch.index[:1].cpu())
-        count = torch.bincount(row, minlength=len(rows))
-        place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]  # among those of its image
-        shape = (len(rows), int(count.max()) if len(rows) else 0)
-        lens = torch.zeros(*shape, MODES + 1, places.usual.shape[1], device=rows.device)
-        lens[row, place] = torch.cat([places.modes[concept], places.shape[number].unsqueeze(1)], dim=1).to(rows.device)
-        coefficient = torch.zeros(*shape, MODES, device=rows.device)
-        coefficient[row, place] = places.coefficient[number].to(rows.device)
-        member = torch.zeros(len(self.concepts), *shape, device=rows.device)
-        member[slot, row, place] = 1
-        return _Masks(lens, coefficient, member)
+        absent = [c for c in concepts if LEAST_IMAGES <= count[c] <= len(images) - LEAST_IMAGES]
+        return cls(kind, concepts, absent, groups)
 
     def tests(self, faces: FaceDictionary, images: Tensor) -> list[tuple[int, Contrast]]:
         """Each concept that can be absent, and its contrast over some images: other concepts and groups held fixed."""
@@ -230,20 +217,6 @@ class _Kind:
 
 
 _known: WeakKeyDictionary[FaceDictionary, list[_Kind]] = WeakKeyDictionary()
-
-
-class _Masks(NamedTuple):
-    """At most ``m`` masks of each of ``b`` images, and what :class:`Places` knows of them; 0 after the last.
-
-    Attributes:
-        lens: ``[b, m, K + 1, P]``, what maps are multiplied with: the modes of the mask's concept, and the mask.
-        coefficient: ``[b, m, K]``.
-        member: ``[L, b, m]``, 1 for the masks of each of the ``L`` concepts.
-    """
-
-    lens: Tensor
-    coefficient: Tensor
-    member: Tensor
 
 
 class _Seen:
@@ -285,6 +258,11 @@ class _Seen:
                 own = own if processes.size == 1 else own.cpu()
             with processes.together(_GATHERING):
                 test(first // per_unit, torch.cat(processes.gather(own), dim=1))
+
+
+def _some(values: Tensor, rows: Tensor) -> Tensor:
+    """Some rows, ascending; not copied if they are all."""
+    return values if len(rows) == len(values) else values.index_select(0, rows)
 
 
 def _put(result: Mapping[str, Tensor], question: str, test: RankTest, first: int, columns: slice) -> None:
