@@ -14,6 +14,7 @@ from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.evidence.groups import GroupEvidence
 from lightning_hnd.evidence.places import MODES, Places
+from lightning_hnd.functional.affinity import ranks_and_step
 from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, RankTest, exchanged_masks_test
 from lightning_hnd.measuring.unit_table import UnitTable, rows_at_once
 from lightning_hnd.showing.processes import ALONE, Processes
@@ -101,17 +102,17 @@ class Evidence:
         norm, mean = torch.linalg.vector_norm(flat, dim=2), mean.squeeze(2)
         scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # [b, U], 0: constant maps
         first = int(torch.searchsorted(self._faces.mask_image, batch.index[0].cpu()))
-        masks, concept = slice(first, first + len(batch.mask_image)), batch.mask_concept.cpu()
-        lens = torch.cat([places.modes[concept], places.shape[masks].unsqueeze(1)], dim=1).to(flat)  # [m, K + 1, P]
+        masks, modes = slice(first, first + len(batch.mask_image)), places.modes.index_select(0, batch.mask_concept.cpu())
+        lens = torch.cat([modes, places.shape[masks].unsqueeze(1)], dim=1).to(flat)  # [m, K + 1, P]
         # image by image, for they have as many masks as they like
         a = torch.cat([some.flatten(0, 1) @ of.t() for some, of in zip(lens.split(count.tolist()), flat, strict=True)])
-        a = a.view(len(concept), MODES + 1, -1).mul_(scale.repeat_interleave(count, 0).unsqueeze(1))  # and agreement
+        a = a.view(len(lens), MODES + 1, -1).mul_(scale.repeat_interleave(count, 0).unsqueeze(1))  # and agreement
         product = a[:, :MODES] * places.coefficient[masks].unsqueeze(2).to(a)
         concepts, slot = batch.mask_concept.unique(return_inverse=True)
         member = functional.one_hot(slot, len(concepts)).t().to(a)  # [L, m]
         # adds up, always in the same order
         parts = [(member @ part.flatten(1)).unflatten(1, part.shape[1:]) for part in (a, a[:, :MODES].square(), product)]
-        self._sums[concepts] += torch.cat(parts, dim=1).double()
+        self._sums.index_add_(0, concepts, torch.cat(parts, dim=1).double())
 
     def compute(self, processes: Processes = ALONE) -> dict[str, Tensor]:
         """The test statistics.
@@ -162,8 +163,10 @@ class Evidence:
             tests = kind.tests(self._faces, images)
 
             def associate(first: int, block: Tensor, tests: list[tuple[int, Contrast]] = tests) -> None:
+                ranks, step = ranks_and_step(block)
                 for i, (c, contrast) in enumerate(tests):
-                    _put(result, "associated", contrast.test(block[i :: len(tests)].t()), first, slice(c, c + 1))
+                    test = contrast.of_ranks(ranks[i :: len(tests)], step[i :: len(tests)])
+                    _put(result, "associated", test, first, slice(c, c + 1))
 
             seen.each(units, len(tests), len(images), processes, associate)
         return result

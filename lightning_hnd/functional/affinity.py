@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.host import argsort, positions
+from lightning_hnd.functional.host import argsort, exceeds, positions
 
 
 def concept_affinity(
@@ -166,34 +166,43 @@ def mid_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
     Returns:
         ``[N, U]`` float64.
     """
-    order, ranks = _ordered_ranks(values, weight)
+    order, ranks = _ordered_ranks(values.t(), weight)
     return torch.empty_like(ranks).scatter_(1, order, ranks).t()
 
 
-def ranks_and_step(values: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`mid_ranks`, and the largest step between ranks that follow each other, ``[U]``: 1 without ties."""
-    order, ranks = _ordered_ranks(values, None)
-    return torch.empty_like(ranks).scatter_(1, order, ranks).t(), ranks.diff(dim=1).amax(1)
+def ranks_and_step(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`mid_ranks` along rows, and the largest step between ranks that follow each other: 1 without ties.
+
+    Args:
+        rows: ``[R, n]``.
+
+    Returns:
+        Ranks ``[R, n]`` and steps ``[R]``, float64.
+    """
+    order, ranks = _ordered_ranks(rows, None)
+    return torch.empty_like(ranks).scatter_(1, order, ranks), ranks.diff(dim=1).amax(1)
 
 
-def _ordered_ranks(values: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which of ``values [N, U]`` comes first, second, ..., and their ranks: ``[U, N]`` each."""
-    values = values.t()
-    order = argsort(values)
-    ordered = values.gather(1, order)
-    units, images = ordered.shape
-    if weight is None and not bool((ordered[:, 1:] == ordered[:, :-1]).any()):  # no ties: nothing to share
-        return order, torch.arange(1, images + 1, dtype=torch.float64, device=values.device).expand(units, -1)
-    begins = torch.nn.functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True).flatten()
-    first = positions(begins)  # of each run of equal values, all units in one row
-    last = torch.cat([first[1:], first.new_tensor([units * images])]) - 1
+def _ordered_ranks(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which of each row of ``[R, n]`` comes first, second, ..., and their ranks: ``[R, n]`` each."""
+    order = argsort(rows)
+    ordered = rows.gather(1, order)
+    count, n = ordered.shape
+    begins = torch.ones_like(ordered, dtype=torch.bool)  # a run of equal values
+    begins[:, 1:] = exceeds(ordered[:, 1:], ordered[:, :-1])
+    if weight is None and bool(begins.all()):  # no ties: nothing to share
+        return order, torch.arange(1, n + 1, dtype=torch.float64, device=rows.device).expand(count, -1)
+    first = positions(begins)  # of each run, all rows in one
+    end = torch.cat([first[1:], first.new_tensor([count * n])])
     if weight is None:
-        rank = (first + last).double() / 2 + 1 - first // images * images
+        shared = (first + end + 1).double() / 2
+        before = n * torch.arange(count, device=rows.device).unsqueeze(1)
     else:
         upto = torch.nn.functional.pad(weight.double()[order].cumsum(1), (1, 0)).flatten()
-        unit = first // images  # whose row of images + 1 sums this is
-        rank = (upto[first + unit] + upto[last + unit + 1] + 1) / 2
-    return order, rank[begins.cumsum(0) - 1].view(units, images)
+        row = first // n  # whose n + 1 sums these are
+        shared = (upto[first + row] + upto[end + row] + 1) / 2
+        before = row.new_zeros(1)
+    return order, shared.repeat_interleave(end - first, output_size=count * n).view(count, n) - before
 
 
 def _mean_response(peak: Tensor, low: Tensor, high: Tensor, member: Tensor, weight: Tensor | None = None) -> Tensor:

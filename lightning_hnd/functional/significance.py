@@ -104,20 +104,22 @@ class Contrast(NamedTuple):
 
     def test(self, response: Tensor) -> RankTest:
         """:func:`partial_rank_test` of ``response [n, U]``."""
-        label, basis, left = (part.to(response.device) for part in self)
+        return self.of_ranks(*ranks_and_step(response.t()))
+
+    def of_ranks(self, ranks: Tensor, step: Tensor) -> RankTest:
+        """The test of what :func:`~lightning_hnd.functional.affinity.ranks_and_step` makes of ``U`` rows ``[U, n]``."""
+        label, basis, left = (part.to(ranks) for part in self)
         n, inside = len(label), int(label.sum())
-        undecided = response.new_full((response.shape[1],), torch.nan, dtype=torch.float64)
+        undecided = torch.full_like(step, torch.nan)
         if min(inside, n - inside) < LEAST_IMAGES:
             return RankTest(undecided, undecided, undecided)
-        ranks, step = ranks_and_step(response)
-        auc = (ranks[label].mean(0) - (inside + 1) / 2) / (n - inside)
+        auc = (ranks @ label / inside - (inside + 1) / 2) / (n - inside)
         if not bool(left.any()):
             return RankTest(undecided, undecided, auc)
-        residual = ranks - basis @ (basis.T @ ranks)
-        total = left @ residual
-        squares = left.square() @ residual.square()
-        norm = (left.square().sum() * residual.square().sum(0)).sqrt()
-        tied = residual.abs().amax(0) < 1e-6
+        residual = torch.addmm(ranks, ranks @ basis, basis.t(), alpha=-1)
+        total, square = residual @ left, residual.square_()
+        squares, norm = square @ left.square(), (square.sum(1) * left.square().sum()).sqrt()
+        tied = square.amax(1) < 1e-12
         return RankTest(
             torch.where(tied, 0.0, (total - step / 2) / squares.clamp(min=1e-12).sqrt()),
             torch.where(tied, 0.0, total / norm.clamp(min=1e-12)),
