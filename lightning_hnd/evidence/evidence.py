@@ -15,6 +15,7 @@ from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.evidence.groups import GroupEvidence
 from lightning_hnd.evidence.places import MODES, Places
 from lightning_hnd.functional.affinity import ranks_and_step
+from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, RankTest, exchanged_masks_test
 from lightning_hnd.measuring.unit_table import UnitTable, rows_at_once
 from lightning_hnd.showing.processes import ALONE, Processes
@@ -83,8 +84,7 @@ class Evidence:
         if not len(self._sums):
             shape = (len(self._faces.ontology.local), 3 * MODES + 1, maps.shape[1])
             self._sums = torch.zeros(shape, dtype=torch.float64, device=maps.device)
-        maps = maps.float() if cells == (height, width) else functional.adaptive_avg_pool2d(maps.float(), cells)
-        flat, places = maps.flatten(2), Places.of(self._faces, cells)  # [B, U, P]
+        flat, places = averaged(maps.float(), cells).flatten(2), Places.of(self._faces, cells)  # [B, U, P]
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             rows = (batch.source == kind.number).nonzero().flatten()
             if kind.absent and len(rows):

@@ -8,10 +8,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
+from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.significance import Contrast, strongest
 
 GRID = 8
@@ -44,17 +44,25 @@ class _Comparison:
         contrasts = [Contrast.of(group[images] == g, others) for g in range(len(concept.groups))]
         return cls(place, torch.stack([contrast.left for contrast in contrasts], dim=1), contrasts[0].basis)
 
-    def sums(self, y: Tensor, images: Tensor) -> Tensor:
-        """What :meth:`tests` needs of responses ``[m, P]`` on some images: sums over the images, ``[.., P]``."""
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many sums are of responses, and how many of their squares."""
+        groups, rank = self.left.shape[1], self.basis.shape[1]
+        return groups + rank + groups * rank, 1 + groups
+
+    def weights(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What responses to images ``[m]``, and their squares, are multiplied with before they add up: ``[.., m]``."""
         row = self.place[images]
-        left, basis = (part[row[row >= 0]].to(y.device) for part in (self.left, self.basis))
-        y = y[(row >= 0).to(y.device)]
+        some = (row >= 0).unsqueeze(1)  # others do not count
+        left, basis = (torch.where(some, part[row], 0.0) for part in (self.left, self.basis))
         linear = torch.cat([left, basis, (left.square().unsqueeze(2) * basis.unsqueeze(1)).flatten(1)], dim=1)
-        square = torch.cat([torch.ones_like(left[:, :1]), left.square()], dim=1)
-        return torch.cat([linear.t() @ y, square.t() @ y.square()])
+        return linear.t(), torch.cat([some.double(), left.square()], dim=1).t()
 
     def tests(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         r"""Score tests and partial correlations of each response with each group: ``[G, P]``, NaN where undecided.
+
+        Args:
+            sums: ``[.., P]``, over images what :meth:`weights` makes of responses, then of their squares.
 
         With :math:`\tilde x` what other labels leave of a group, and :math:`e = y - B \beta` what they leave of the
         responses, the test is :math:`\sum \tilde x e / \sqrt{\sum \tilde x^2 e^2}`, written out in sums over images.
@@ -93,12 +101,20 @@ class GroupEvidence:
 
     def update(self, maps: Tensor, batch: DictionaryBatch) -> None:
         """Takes in the maps ``[B, U, h, w]`` of one batch."""
-        shown = (batch.group >= 0).any(1)
-        if not bool(shown.any()):
+        rows = (batch.group >= 0).any(1).nonzero().flatten()
+        if not len(rows):
             return
-        images, y = batch.index[shown].cpu(), responses(maps[shown]).flatten(1)
-        found = [comparison.sums(y, images) for comparison in self._comparisons]
-        self.sums = [a + b for a, b in zip(self.sums, found, strict=True)] if self.sums else found
+        if len(rows) < len(maps):
+            maps = maps.index_select(0, rows)
+        images, y = batch.index[rows].cpu(), responses(maps).flatten(1)
+        powers = y, y.square()
+        if not self.sums:
+            self.sums = [y.new_zeros(sum(comparison.sizes), y.shape[1]) for comparison in self._comparisons]
+        for comparison, sums in zip(self._comparisons, self.sums, strict=True):
+            if bool((comparison.place[images] >= 0).any()):
+                parts = zip(sums.split(comparison.sizes), comparison.weights(images), powers, strict=True)
+                for total, weight, power in parts:
+                    total.addmm_(weight.to(y), power)
 
     def compute(self, sums: Sequence[Tensor], units: int) -> dict[str, Tensor]:
         """``group_z`` and ``group_effect [U, G]``: those of each unit's strongest response, of as many as were asked.
@@ -122,10 +138,10 @@ def responses(maps: Tensor) -> Tensor:
     Roots are taken, so that a few strong responses do not decide.
     """
     height, width = (min(size, GRID) for size in maps.shape[2:])
-    cells = functional.adaptive_avg_pool2d(maps.float(), (height, width)).flatten(2)
+    cells = averaged(maps.float(), (height, width)).flatten(2)
     mean = cells.mean(2, keepdim=True)
     values = torch.cat([maps.flatten(2).amax(2, keepdim=True), mean, cells - mean], dim=2).double()
-    return values.sign() * values.abs().sqrt()
+    return values.abs().sqrt_().copysign_(values)
 
 
 def _shares(asked: int) -> Tensor:

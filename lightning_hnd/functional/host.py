@@ -1,4 +1,4 @@
-"""What NumPy does several times as fast as torch in main memory. On other devices torch does it."""
+"""What is done several times as fast in main memory in another way than elsewhere, mostly by NumPy."""
 
 from __future__ import annotations
 
@@ -87,6 +87,37 @@ def largest(values: Tensor, k: int) -> Tensor:
     if _on_host(values) and _VECTORISED and values.dtype in (torch.float32, torch.float64):
         return torch.from_numpy(np.sort(values.numpy(), axis=1)[:, values.shape[1] - k :])
     return values.topk(k, dim=1, sorted=False).values
+
+
+def averaged(maps: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Maps on a grid of fewer cells, each the mean of those that it touches, as ``adaptive_avg_pool2d`` has it.
+
+    Args:
+        maps: ``[B, U, h, w]``.
+        cells: Of the grid, at most ``h`` and ``w``.
+
+    Returns:
+        ``[B, U, *cells]``; ``maps`` where the grid is theirs.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.host import averaged
+        >>> averaged(torch.tensor([[[[0.0, 2.0, 4.0], [6.0, 8.0, 1.0]]]]), (1, 2))
+        tensor([[[[4.0000, 3.7500]]]])
+    """
+    if maps.shape[2:] == cells:
+        return maps
+    if _on_host(maps):  # down, then along: two products of matrices
+        down, along = (_means(*sizes).to(maps.dtype) for sizes in zip(maps.shape[2:], cells, strict=True))
+        return torch.matmul(down, maps) @ along.t()
+    return torch.nn.functional.adaptive_avg_pool2d(maps, cells)
+
+
+def _means(size: int, cells: int) -> Tensor:
+    """Which of ``size`` rows the mean is of in each cell, and how much of it each is: ``[cells, size]`` float64."""
+    row, cell = torch.arange(size), torch.arange(cells).unsqueeze(1)
+    inside = (row >= cell * size // cells) & (row < ((cell + 1) * size + cells - 1) // cells)
+    return inside.double() / inside.sum(1, keepdim=True)
 
 
 def count_bits(words: Tensor) -> Tensor:
