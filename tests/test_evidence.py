@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -237,9 +238,33 @@ def test_modes_in_which_fresh_units_differ_much_count_little_in_what_is_learnt()
     assert excess.tolist() == pytest.approx([0.8, 0.6 * 10, 0.0], abs=0.5)  # 0.4 and 0.2 are 1 and 10 spreads
 
 
-def test_places_are_found_once() -> None:
+def test_places_are_found_once_in_each_dictionary() -> None:
     faces = random_dictionary(images=60)
     assert Places.of(faces, (6, 8)) is Places.of(faces, (6, 8))
+    assert Places.of(faces, (6, 8)).usual.shape != Places.of(faces, (4, 4)).usual.shape
+    some = faces.subset(range(20))
+    assert len(Places.of(some, (6, 8)).shape) == len(some.mask_image) < len(faces.mask_image)
+    assert Places.of(pickle.loads(pickle.dumps(faces)), (6, 8)).usual.equal(Places.of(faces, (6, 8)).usual)
+
+
+def test_of_constant_maps_nothing_is_said_and_images_may_have_any_number_of_masks() -> None:
+    faces = random_dictionary(images=60)
+    none = torch.isin(faces.mask_image, torch.tensor([0, 1, 5, 39]))  # images without any mask
+    bare = replace(
+        faces,
+        masks=PackedMasks(faces.masks.bits[~none], faces.size),
+        mask_image=faces.mask_image[~none],
+        mask_concept=faces.mask_concept[~none],
+    )
+    maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(8))
+    maps[:, 1] = 1000 * torch.randn(60, 1, 1, generator=torch.Generator().manual_seed(9))
+    found = gather(bare, maps)
+    carried = torch.tensor(bare.images_per_concept) > 0
+    assert found["agreement"][1, carried].eq(0).all()
+    assert found["placed_effect"][1].nan_to_num().eq(0).all()
+    for batch_size in (1, 7):
+        for name, value in gather(bare, maps, batch_size).items():
+            assert torch.allclose(value, found[name], atol=1e-4, equal_nan=True), name
 
 
 class InStep(Processes):

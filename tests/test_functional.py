@@ -24,6 +24,7 @@ from lightning_hnd.functional import (
     overlap,
     upsample,
 )
+from lightning_hnd.functional.affinity import ranks_and_step
 from lightning_hnd.functional.interpolation import firing_area
 from lightning_hnd.functional.threads import side_by_side
 
@@ -299,6 +300,35 @@ def test_images_without_a_label_of_the_concept_do_not_count() -> None:
 def test_mid_ranks() -> None:
     values = torch.tensor([[3.0], [1.0], [3.0], [2.0]])
     assert mid_ranks(values)[:, 0].tolist() == [3.5, 1.0, 3.5, 2.0]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mid_ranks_are_mean_places_among_all(weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = torch.cat([torch.randint(-3, 3, (40, 5), generator=generator).float(), torch.zeros(40, 2)], dim=1)
+    weight = torch.randint(1, 4, (40,), generator=generator)
+    times = weight if weighted else torch.ones_like(weight)
+    below = ((values[None] < values[:, None]) * times[None, :, None]).sum(1)
+    equal = ((values[None] == values[:, None]) * times[None, :, None]).sum(1)
+    assert mid_ranks(values, weight.float() if weighted else None).equal(below + (equal.double() + 1) / 2)
+
+
+def test_steps_are_the_largest_between_ranks_that_follow() -> None:
+    ranks, step = ranks_and_step(torch.tensor([[0.0, 0, 0, 5, 1], [4, 2, 3, 1, 0], [7, 7, 7, 7, 7]]))
+    assert ranks.tolist() == [[2, 2, 2, 5, 4], [5, 3, 4, 2, 1], [3, 3, 3, 3, 3]]
+    assert step.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (14, 28), (7, 5), (3, 56)])
+@pytest.mark.parametrize("cells", [(8, 8), (16, 16), (3, 5)])
+def test_maps_are_averaged_as_pooling_has_it(size: tuple[int, int], cells: tuple[int, int]) -> None:
+    cells = (min(size[0], cells[0]), min(size[1], cells[1]))
+    maps = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(4))
+    pooled = torch.nn.functional.adaptive_avg_pool2d(maps, cells)
+    assert host.averaged(maps, cells).shape == pooled.shape
+    torch.testing.assert_close(host.averaged(maps, cells), pooled, rtol=1e-6, atol=1e-6)
+    same = host.averaged(maps[:1, :1].expand(3, 4, *size).contiguous(), cells)
+    assert (same == same[0, 0]).all()  # equal maps stay equal, wherever they are in a batch
 
 
 def test_bad_masks_are_named() -> None:

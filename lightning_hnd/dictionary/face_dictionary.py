@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -21,6 +21,8 @@ from lightning_hnd.dictionary.sampling import Strata, sample
 
 Crop: TypeAlias = tuple[float, float, float, float] | Callable[[Image.Image], tuple[float, float, float, float]]
 """A box ``(left, top, right, bottom)``: in shares of the picture, or from a function, in its pixels."""
+
+_T = TypeVar("_T")
 
 UNKNOWN = -1
 """In ``source``: no local concept is labelled here. In ``group``: the image has no label of this concept."""
@@ -272,6 +274,22 @@ class FaceDictionary:
         if any(self.labels):  # held fixed where groups are compared
             digest.update(self.known.numpy().data)
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def _found(self) -> dict[Hashable, Any]:
+        return {}
+
+    def once(self, find: Callable[..., _T], *of: Hashable) -> _T:
+        """What a function finds in this dictionary, ``find(self, *of)``, found at the first call and kept with it.
+
+        Args:
+            find: A function, or a method of a class, that depends on nothing else.
+            of: Its other arguments.
+        """
+        if (find, *of) not in self._found:
+            self._found[(find, *of)] = find(self, *of)
+        found: _T = self._found[(find, *of)]
+        return found
 
     def __repr__(self) -> str:
         return f"<FaceDictionary: {self}>"

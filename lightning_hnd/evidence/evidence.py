@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -49,9 +48,7 @@ class Evidence:
 
     def __init__(self, faces: FaceDictionary) -> None:
         self._faces = faces
-        if faces not in _known:
-            _known[faces] = [_Kind.of(faces, kind) for kind in range(len(faces.ontology.kinds))]
-        self._kinds = _known[faces]
+        self._kinds = [faces.once(_Kind.of, kind) for kind in range(len(faces.ontology.kinds))]
         self._units = 0
         self._cells = (0, 0)
         self._sums = torch.zeros(0)  # [C, 3 K + 1, U] float64: of K modes a; the agreement; a^2 and a l
@@ -102,17 +99,20 @@ class Evidence:
         norm, mean = torch.linalg.vector_norm(flat, dim=2), mean.squeeze(2)
         scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # [b, U], 0: constant maps
         first = int(torch.searchsorted(self._faces.mask_image, batch.index[0].cpu()))
-        masks, modes = slice(first, first + len(batch.mask_image)), places.modes.index_select(0, batch.mask_concept.cpu())
+        masks = slice(first, first + len(batch.mask_image))  # those of the batch, in the dictionary
+        modes = places.modes.index_select(0, batch.mask_concept.cpu())
         lens = torch.cat([modes, places.shape[masks].unsqueeze(1)], dim=1).to(flat)  # [m, K + 1, P]
         # image by image, for they have as many masks as they like
-        a = torch.cat([some.flatten(0, 1) @ of.t() for some, of in zip(lens.split(count.tolist()), flat, strict=True)])
-        a = a.view(len(lens), MODES + 1, -1).mul_(scale.repeat_interleave(count, 0).unsqueeze(1))  # and agreement
-        product = a[:, :MODES] * places.coefficient[masks].unsqueeze(2).to(a)
+        seen = torch.cat(
+            [of.flatten(0, 1) @ some.t() for of, some in zip(lens.split(count.tolist()), flat, strict=True)]
+        )
+        seen = seen.view(len(lens), MODES + 1, -1).mul_(scale.repeat_interleave(count, 0).unsqueeze(1))
+        a = seen[:, :MODES]  # beside it the agreement
+        product = a * places.coefficient[masks].unsqueeze(2).to(a)
         concepts, slot = batch.mask_concept.unique(return_inverse=True)
-        member = functional.one_hot(slot, len(concepts)).t().to(a)  # [L, m]
-        # adds up, always in the same order
-        parts = [(member @ part.flatten(1)).unflatten(1, part.shape[1:]) for part in (a, a[:, :MODES].square(), product)]
-        self._sums.index_add_(0, concepts, torch.cat(parts, dim=1).double())
+        member = functional.one_hot(slot, len(concepts)).t().to(a)  # [L, m]: adds up, always in the same order
+        sums = [(member @ part.flatten(1)).unflatten(1, part.shape[1:]) for part in (seen, a.square(), product)]
+        self._sums.index_add_(0, concepts, torch.cat(sums, dim=1).double())
 
     def compute(self, processes: Processes = ALONE) -> dict[str, Tensor]:
         """The test statistics.
@@ -217,9 +217,6 @@ class _Kind:
         labels, groups = carried[images], self.groups[images]
         others = [torch.cat([labels[:, [o for o in self.concepts if o != c]], groups], dim=1) for c in self.absent]
         return [(c, Contrast.of(labels[:, c], fixed)) for c, fixed in zip(self.absent, others, strict=True)]
-
-
-_known: WeakKeyDictionary[FaceDictionary, list[_Kind]] = WeakKeyDictionary()
 
 
 class _Seen:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -79,9 +78,6 @@ class _Comparison:
         return torch.where(told, z, torch.nan), torch.where(told, torch.where(constant, 0.0, total / norm), torch.nan)
 
 
-_known: WeakKeyDictionary[FaceDictionary, list[_Comparison]] = WeakKeyDictionary()
-
-
 class GroupEvidence:
     """What the units of one layer do on the groups of a dictionary: sums, whose size does not hang on the images.
 
@@ -93,9 +89,7 @@ class GroupEvidence:
     """
 
     def __init__(self, faces: FaceDictionary) -> None:
-        if faces not in _known:
-            _known[faces] = [_Comparison.of(faces, k) for k in range(len(faces.ontology.global_))]
-        self._comparisons = _known[faces]
+        self._comparisons = [faces.once(_Comparison.of, k) for k in range(len(faces.ontology.global_))]
         self._groups = [len(concept.groups) for concept in faces.ontology.global_]
         self.sums: list[Tensor] = []
 

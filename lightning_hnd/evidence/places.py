@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ MODES = 8
 """Principal components of a concept's masks that are looked at."""
 
 _CHUNK = 64  # masks that are spread out at a time
-_known: WeakKeyDictionary[FaceDictionary, dict[tuple[int, int], Places]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +37,7 @@ class Places:
     @classmethod
     def of(cls, faces: FaceDictionary, cells: tuple[int, int]) -> Places:
         """The places of a dictionary's concepts on a grid; found once, and remembered with the dictionary."""
-        known = _known.setdefault(faces, {})
-        if cells not in known:
-            known[cells] = cls._find(faces, cells)
-        return known[cells]
+        return faces.once(cls._find, cells)
 
     @classmethod
     def _find(cls, faces: FaceDictionary, cells: tuple[int, int]) -> Places:
