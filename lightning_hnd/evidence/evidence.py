@@ -100,13 +100,13 @@ class Evidence:
         scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # [b, U], 0: constant maps
         first = int(torch.searchsorted(self._faces.mask_image, batch.index[0].cpu()))
         masks = slice(first, first + len(batch.mask_image))  # those of the batch, in the dictionary
+        row = torch.arange(len(count), device=count.device).repeat_interleave(count)
+        at = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]  # among those of its image
         modes = places.modes.index_select(0, batch.mask_concept.cpu())
-        lens = torch.cat([modes, places.shape[masks].unsqueeze(1)], dim=1).to(flat)  # [m, K + 1, P]
-        # image by image, for they have as many masks as they like
-        seen = torch.cat(
-            [of.flatten(0, 1) @ some.t() for of, some in zip(lens.split(count.tolist()), flat, strict=True)]
-        )
-        seen = seen.view(len(lens), MODES + 1, -1).mul_(scale.repeat_interleave(count, 0).unsqueeze(1))
+        lens = flat.new_zeros(len(images), int(count.max()), MODES + 1, flat.shape[2])  # 0 after an image's last mask
+        lens[row, at] = torch.cat([modes, places.shape[masks].unsqueeze(1)], dim=1).to(flat)
+        seen = (lens.flatten(1, 2) @ flat.transpose(1, 2)).unflatten(1, lens.shape[1:3])[row, at]  # [m, K + 1, U]
+        seen = seen.mul_(scale[row].unsqueeze(1))
         a = seen[:, :MODES]  # beside it the agreement
         product = a * places.coefficient[masks].unsqueeze(2).to(a)
         concepts, slot = batch.mask_concept.unique(return_inverse=True)
