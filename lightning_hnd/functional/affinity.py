@@ -106,8 +106,8 @@ def concept_response(peak: Tensor, low: Tensor, high: Tensor, carries: Tensor, c
     for region in concept_region.unique().tolist():
         concepts = concept_region == region
         of_region = carries[:, concepts]
-        images = of_region.any(dim=1)
-        response[:, concepts] = _mean_response(peak[images], low, high, of_region[images])
+        images = of_region.any(dim=1).nonzero().flatten()
+        response[:, concepts] = _mean_response(peak.index_select(0, images), low, high, of_region[images])
     return response
 
 

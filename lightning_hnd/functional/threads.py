@@ -1,31 +1,23 @@
-"""On how many threads work is done in main memory: short steps each on one, several strings of them side by side.
+"""Strings of short steps side by side, each on one thread.
 
 The threads of one step of torch wait for each other at its end. That pays in a convolution; in a string of short steps
 it gains little, and where other processes want the cores, too (those that load data do), a thread that waits for its
 turn holds up all others: tens of times the time was seen.
+
+``torch.set_num_threads`` would not do: it changes, for the whole process and for good, how MKL chooses its threads,
+and may so change the last bits of a training that goes on. What OpenMP is told holds for the thread that tells it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 _MOST = 8  # threads; more of them wait for the interpreter
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Has torch do the steps within on one thread. As a decorator, those of a function."""
-    own = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(own)
 
 
 def side_by_side(work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], device: torch.device) -> Iterable[Tensor]:
@@ -42,5 +34,12 @@ def side_by_side(work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], devi
     threads = min(torch.get_num_threads(), len(parts), _MOST)
     if device.type != "cpu" or threads < 2:
         return map(work, parts)
-    with one_thread(), ThreadPoolExecutor(threads, "lightning-hnd", lambda: torch.set_num_threads(1)) as pool:
-        return list(pool.map(torch.no_grad()(work), parts))
+    openmp = ThreadpoolController().select(user_api="openmp")
+
+    def alone(part: Tensor) -> Tensor:
+        torch.get_num_threads()  # a thread's first call of torch gives it the number of its process
+        with openmp.limit(limits=1), torch.no_grad():
+            return work(part)
+
+    with ThreadPoolExecutor(threads, "lightning-hnd") as pool:
+        return list(pool.map(alone, parts))

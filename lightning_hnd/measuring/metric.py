@@ -13,7 +13,6 @@ from torchmetrics.utilities.data import dim_zero_cat
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.functional import Overlap, concept_response, count_overlap, group_affinity, order_statistic
-from lightning_hnd.functional.threads import one_thread
 from lightning_hnd.measuring.bias import BiasStatistics
 from lightning_hnd.measuring.kept_maps import KeptMaps, MapsAndMasks
 from lightning_hnd.measuring.largest import Largest, thresholds
@@ -225,26 +224,20 @@ class DissectionMetric(Metric):
             return
         super().sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
         try:
-            threshold, exemplar_image = self._settled()
+            state = self._state(self._FIRST_PASS)
+            local = self._local(state)
+            threshold = self._threshold(state, int(local.sum()))
+            parts = self._by_units(threshold[None])
+            exemplar_image = torch.cat([self._exemplars(p[local], state["index"][local], t[0]) for p, t in parts])
         finally:
             if self._is_synced:
                 self.unsync()
         units, concepts = len(threshold), len(self.ontology.local)
         self.threshold, self.exemplar_image = [threshold], [exemplar_image]
         self.counts = [torch.zeros(1, 4, units, concepts, dtype=torch.int64, device=threshold.device)]
-        self.exemplar_map = [self.low[0].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
+        self.exemplar_map = [state["low"].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
         for some in self._kept.together():
             self._count(some)
-
-    @one_thread()
-    def _settled(self) -> tuple[Tensor, Tensor]:
-        """Thresholds and exemplars."""
-        state = self._state(self._FIRST_PASS)
-        local = self._local(state)
-        threshold = self._threshold(state, int(local.sum()))
-        parts = self._by_units(threshold[None])
-        exemplar_image = torch.cat([self._exemplars(p[local], state["index"][local], t[0]) for p, t in parts])
-        return threshold, exemplar_image
 
     def _count(self, kept: MapsAndMasks) -> None:
         self.counts[0] += torch.stack(
@@ -301,7 +294,6 @@ class DissectionMetric(Metric):
             setattr(self, name, [torch.cat(list(table.blocks())).t()])  # travels as a state does, and is not kept
         super()._sync_dist(*args, **kwargs)
 
-    @one_thread()
     def compute(self) -> dict[str, Tensor]:
         """The statistics, as the class describes them.
 
