@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
@@ -15,6 +14,7 @@ from lightning_hnd.dissection import Dissection
 from lightning_hnd.evidence.evidence import GRID
 from lightning_hnd.evidence.places import Places
 from lightning_hnd.functional.bootstrap import means, percentile_interval, placed_effects, rank_effects, resampled
+from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.significance import Contrast
 from lightning_hnd.showing.activations import Grid
 from lightning_hnd.showing.showing import ForwardFn, Showing
@@ -145,7 +145,7 @@ class _Seen:
         cells = self._cells = (min(maps.shape[2], GRID), min(maps.shape[3], GRID))
         places, images = Places.of(self._faces, cells), batch.index[rows].cpu()
         own = maps[rows][:, self._unit.to(maps.device)].contiguous().float().cpu()
-        own = functional.adaptive_avg_pool2d(own, cells).flatten(2)  # [b, P, cells]
+        own = averaged(own, cells).flatten(2)  # [b, P, cells]
         mean = own.mean(2, keepdim=True)
         norm = torch.linalg.vector_norm(own - mean, dim=2, keepdim=True)
         scaled = torch.where(norm > 1e-5 * mean.abs(), (own - mean) / norm.clamp(min=1e-30), 0.0)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.functional.host import averaged
 
 MODES = 8
 """Principal components of a concept's masks that are looked at."""
@@ -43,7 +43,7 @@ class Places:
     def _find(cls, faces: FaceDictionary, cells: tuple[int, int]) -> Places:
         concepts, size = len(faces.ontology.local), cells[0] * cells[1]
         parts = [
-            functional.adaptive_avg_pool2d(faces.masks[first : first + _CHUNK].dense().float(), cells)
+            averaged(faces.masks[first : first + _CHUNK].dense().float(), cells)
             for first in range(0, len(faces.masks), _CHUNK)
         ]
         share = torch.cat([torch.zeros(0, *cells), *parts]).flatten(1)

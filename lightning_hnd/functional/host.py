@@ -90,14 +90,14 @@ def largest(values: Tensor, k: int) -> Tensor:
 
 
 def averaged(maps: Tensor, cells: tuple[int, int]) -> Tensor:
-    """Maps on a grid of fewer cells, each the mean of those that it touches, as ``adaptive_avg_pool2d`` has it.
+    """Maps on another grid, each cell the mean of those that it touches, as ``adaptive_avg_pool2d`` has it.
 
     Args:
-        maps: ``[B, U, h, w]``.
-        cells: Of the grid, at most ``h`` and ``w``.
+        maps: ``[N, C, h, w]`` or ``[C, h, w]``.
+        cells: Of the grid.
 
     Returns:
-        ``[B, U, *cells]``; ``maps`` where the grid is theirs.
+        ``[N, C, *cells]`` or ``[C, *cells]``; ``maps`` where the grid is theirs.
 
     Example:
         >>> import torch
@@ -105,10 +105,10 @@ def averaged(maps: Tensor, cells: tuple[int, int]) -> Tensor:
         >>> averaged(torch.tensor([[[[0.0, 2.0, 4.0], [6.0, 8.0, 1.0]]]]), (1, 2))
         tensor([[[[4.0000, 3.7500]]]])
     """
-    if maps.shape[2:] == cells:
+    if maps.shape[-2:] == cells:
         return maps
     if _on_host(maps):  # down, then along: two products of matrices
-        down, along = (_means(*sizes).to(maps.dtype) for sizes in zip(maps.shape[2:], cells, strict=True))
+        down, along = (_means(*sizes).to(maps.dtype) for sizes in zip(maps.shape[-2:], cells, strict=True))
         return torch.matmul(down, maps) @ along.t()
     return torch.nn.functional.adaptive_avg_pool2d(maps, cells)
 
