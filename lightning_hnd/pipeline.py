@@ -17,7 +17,7 @@ from lightning_hnd.measuring.metric import DissectionMetric
 from lightning_hnd.rules import ABOVE_CHANCE, README, Rule
 from lightning_hnd.showing.activations import Grid, last_spatial, remark, resolve_layers, trace
 from lightning_hnd.showing.showing import ForwardFn, Showing, counting_device
-from lightning_hnd.showing.undisturbed import device_of, undisturbed
+from lightning_hnd.showing.undisturbed import device_of, full_precision, undisturbed
 
 BUDGET = 2**30
 """Bytes that the maps kept for counting may take, if nobody says otherwise."""
@@ -164,16 +164,17 @@ def measure(
             for name in again:
                 metrics[name].let_go()
         for metric in metrics.values():
-            with processes.together("counting"):
+            with processes.together("counting"), full_precision(counting):
                 metric.fix_thresholds()
         if again:
             showing.show(model, dictionary, again, "Counting", count)
         statistics = {}
-        for name, metric in metrics.items():
-            with processes.together("gathering the counts"):
-                statistics[name] = metric.compute()
-        for name, gathered in found.items():
-            statistics[name] |= {key: value.to(counting) for key, value in gathered.compute(processes).items()}
+        with full_precision(counting):
+            for name, metric in metrics.items():
+                with processes.together("gathering the counts"):
+                    statistics[name] = metric.compute()
+            for name, gathered in found.items():
+                statistics[name] |= {key: value.to(counting) for key, value in gathered.compute(processes).items()}
         return statistics
 
 

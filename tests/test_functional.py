@@ -194,7 +194,8 @@ def test_a_part_that_fails_is_heard_of_and_threads_are_as_before(three_threads: 
 
 def test_several_threads_count_what_one_counts(three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    maps, levels = torch.randn(30, 4, 6, 6, generator=generator), torch.full((4,), 0.5, dtype=torch.float64)
+    maps = torch.randn(30, 4, 6, 6, generator=generator, requires_grad=True)  # which counts have no use for
+    levels = torch.full((4,), 0.5, dtype=torch.float64)
     masks = torch.rand(20, 48, 48, generator=generator) < 0.3
     image, concept = torch.arange(20), torch.arange(20) % 3
     one = concept_iou(maps, levels, masks, image, concept, 3)

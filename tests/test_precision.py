@@ -11,9 +11,9 @@ import torch
 from conftest import random_dictionary
 from lightning.pytorch.plugins import MixedPrecision
 from runs import Net, data, trainer
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_hnd import DissectionMetric, HNDCallback
+from lightning_hnd import Dissection, DissectionMetric, FaceDictionary, HNDCallback, dissect
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -68,3 +68,33 @@ def test_half_precision_that_lightning_does_not_give_on_the_cpu_is_no_trouble(tm
         run = trainer(tmp_path, callback, max_epochs=1, precision="16-mixed")
     run.fit(Net(), *data())
     assert callback.latest is not None
+
+
+def same_statistics(found: Dissection, expected: Dissection) -> None:
+    for name, value in expected["0"].statistics.items():
+        np.testing.assert_array_equal(np.asarray(found["0"].statistics[name]), np.asarray(value), err_msg=name)
+
+
+def test_under_the_callers_autocast_only_the_model_runs_in_it() -> None:
+    faces = random_dictionary(images=40)
+    model, types = nn.Sequential(nn.AvgPool2d(3), nn.Conv2d(3, 3, 1)), []
+    model[1].register_forward_hook(lambda _module, _inputs, output: types.append(output.dtype))
+    expected = dissect(model, faces, "0")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dissect(model, faces, "0")
+    assert types[-1] == torch.bfloat16
+    same_statistics(found, expected)
+
+
+def test_the_default_type_changes_nothing() -> None:
+    expected_faces = FaceDictionary.rendered(size=32, images=24)
+    expected = dissect(nn.Sequential(nn.AvgPool2d(3)), expected_faces, "0")
+    torch.set_default_dtype(torch.float64)
+    try:
+        faces = FaceDictionary.rendered(size=32, images=24)
+        found = dissect(nn.Sequential(nn.AvgPool2d(3)), faces, "0")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert faces.fingerprint == expected_faces.fingerprint
+    same_statistics(found, expected)

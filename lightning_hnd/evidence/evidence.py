@@ -146,7 +146,7 @@ class Evidence:
             for name in names
         }
         result["agreement"] = torch.full((units, concepts), torch.nan, dtype=torch.float64)
-        result["placed_correlation"] = torch.full((units, concepts, MODES), torch.nan)
+        result["placed_correlation"] = torch.full((units, concepts, MODES), torch.nan, dtype=torch.float32)
         result["placed_share"] = torch.full((concepts, MODES), torch.nan, dtype=torch.float64)
         with processes.together(_GATHERING):
             sums = [share.cpu() for share in (self._sums, *self._groups.sums)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,9 +47,10 @@ class Places:
             averaged(faces.masks[first : first + _CHUNK].dense().float(), cells)
             for first in range(0, len(faces.masks), _CHUNK)
         ]
-        share = torch.cat([torch.zeros(0, *cells), *parts]).flatten(1)
-        usual, modes = torch.zeros(concepts, size), torch.zeros(concepts, MODES, size)
-        weight, coefficient = torch.zeros(concepts, MODES), torch.zeros(len(share), MODES)
+        zeros = partial(torch.zeros, dtype=torch.float32)
+        share = torch.cat([zeros(0, *cells), *parts]).flatten(1)
+        usual, modes = zeros(concepts, size), zeros(concepts, MODES, size)
+        weight, coefficient = zeros(concepts, MODES), zeros(len(share), MODES)
         for c in faces.mask_concept.unique().tolist():
             own = faces.mask_concept == c
             usual[c] = share[own].mean(0)

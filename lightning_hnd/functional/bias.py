@@ -205,7 +205,7 @@ def encoding_sums(shown: Labelled, *, resamples: int = RESAMPLES, seed: int = 0)
     n, generator = len(share), torch.Generator().manual_seed(seed)
     if not share.numel() or not contrast.numel():
         return EncodingSums(share.new_full((1 + 2 * resamples,), 0.0 if contrast.numel() else torch.nan), lean)
-    order = torch.rand(resamples, n, generator=generator).argsort(1).to(share.device)
+    order = torch.rand(resamples, n, generator=generator, dtype=torch.float32).argsort(1).to(share.device)
     drawn = torch.randint(n, (resamples, n), generator=generator)
     weight = torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
     found = 2 * share.T @ contrast

@@ -129,6 +129,7 @@ def count_overlap(
     Returns:
         The counts.
     """
+    maps = maps.detach()  # counts have no gradient
     device, num_units = maps.device, thresholds.shape[0]
     level = floor_to(thresholds.double(), maps.dtype)[map_unit]
     grid = TileGrid.of((maps.shape[1], maps.shape[2]), masks.size, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,6 +14,17 @@ Box: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 """A box in the face: its centre ``(u, v)`` and half its width and height."""
 
 _TILE = 256  # height and width of the grain, a power of two
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """While open new tensors are float32, whatever the default type is: pictures are the same everywhere."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 @dataclass(frozen=True)
@@ -175,7 +188,7 @@ def grain(top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
         left: ``[N, 1, 1]`` int64.
         size: Height and width.
     """
-    tile = torch.randn(_TILE, _TILE, generator=torch.Generator().manual_seed(0)).to(top.device)
+    tile = torch.randn(_TILE, _TILE, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(top.device)
     rows = (top + torch.arange(size[0], device=top.device)[:, None]) % _TILE
     columns = (left + torch.arange(size[1], device=top.device)) % _TILE
     return tile[rows, columns]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.rendering.areas import draw_areas
+from lightning_hnd.rendering.drawing import in_float32
 from lightning_hnd.rendering.painting import paint
 from lightning_hnd.rendering.parameters import FaceParameters
 
@@ -62,7 +63,7 @@ class RenderedFaces(FaceParameters):
         images = torch.empty(len(self), 3, height, width, dtype=torch.uint8, device=self.traits.device)
         masks = torch.zeros(len(self), len(concepts), height, width, dtype=torch.bool, device=self.traits.device)
         step = max(1, _PIXELS // (height * width))
-        with torch.inference_mode():  # a sixth faster: what is drawn into was made outside, and is ordinary
+        with in_float32(), torch.inference_mode():  # a sixth faster; what is drawn into was made outside
             for start in range(0, len(self), step):
                 some = slice(start, start + step)
                 images[some] = paint(self[some], (height, width))

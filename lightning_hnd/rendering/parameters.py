@@ -76,9 +76,9 @@ class FaceParameters:
         model = LabelModel.of(probabilities or {}, correlations or {})
         generator = torch.Generator().manual_seed(seed)
         labels = model.sample(n, generator)
-        traits = torch.rand(n, len(TRAITS), generator=generator)
+        traits = torch.rand(n, len(TRAITS), generator=generator, dtype=torch.float32)
         styled = torch.stack([labels[name] for name in FACIAL_HAIR]).any(0)
-        full = torch.rand(n, generator=generator) < 0.4
+        full = torch.rand(n, generator=generator, dtype=torch.float32) < 0.4
         labels[FULL_BEARD] = (labels["No_Beard"] == 0) & (full | ~styled)
         switches = torch.stack([labels[name].bool() for name in SWITCHES], dim=1)
         return cls(switches, torch.stack([labels[name] for name in GLOBAL], dim=1), traits)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.showing.activations import Grid, record, unit_maps
 from lightning_hnd.showing.processes import ALONE, Processes
-from lightning_hnd.showing.undisturbed import device_of
+from lightning_hnd.showing.undisturbed import device_of, full_precision
 
 ForwardFn = Callable[[Any, Tensor], Any]
 """From the model and images ``[B, channels, H, W]`` to anything: one forward pass."""
@@ -68,7 +68,7 @@ class Showing:
                     images = dictionary.images(slice(0, 1)) if batch is None else batch.images
                     outputs.clear()
                     self.forward(model, images.to(device))
-                with processes.together(_WHAT):
+                with processes.together(_WHAT), full_precision(counting):
                     if batch is not None:
                         labels = batch.to(counting)
                         for name in layers:

@@ -20,6 +20,11 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Products in the precision of what is multiplied, also where the caller has turned autocast on."""
+    return torch.autocast(device.type, enabled=False)
+
+
 @contextlib.contextmanager
 def kept_random_state(device: torch.device | None = None) -> Iterator[None]:
     """Gives the random number generators of Python, numpy and torch back as they were, also after an exception.
