@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from lightning_hnd.functional.significance import (
+    LEAST_EFFECT,
+    RankTest,
     benjamini_hochberg,
     exceedance,
     exchanged_masks_test,
@@ -39,6 +41,19 @@ def responses(kind: str, n: int, units: int, generator: torch.Generator) -> torc
     return normal if kind == "normal" else torch.zeros(n, units)
 
 
+def shifted(effect: float, n: int, units: int, others: int) -> RankTest:
+    """The test of normal responses with a shift for half the images, of the rank correlation ``effect``.
+
+    Without ties a rank correlation is ``2 sqrt(3) cov(label, F(response)) / sd(label)``, and with small shifts ``s``
+    in half of the images ``s / 2 sqrt(3 / pi)``: the density of a difference of two normals at 0 is ``1 / 2 sqrt(pi)``.
+    """
+    generator = torch.Generator().manual_seed(4)
+    label = torch.arange(n) % 2 == 0
+    shift = 2 * effect / math.sqrt(3 / math.pi)
+    response = shift * label[:, None] + torch.randn(n, units, generator=generator)
+    return partial_rank_test(response, label, torch.rand(n, others, generator=generator) < 0.3)
+
+
 class TestPartialRankTest:
     @pytest.mark.parametrize("kind", ["normal", "rectified", "sparse", "heavy", "dead"])
     @pytest.mark.parametrize("share", [0.08, 0.5])
@@ -46,8 +61,49 @@ class TestPartialRankTest:
         generator = torch.Generator().manual_seed(0)
         label = torch.rand(200, generator=generator) < share
         others = torch.rand(200, 3, generator=generator) < 0.3
-        p = upper_tail(partial_rank_test(responses(kind, 200, 5000, generator), label, others).z)
+        p = upper_tail(partial_rank_test(responses(kind, 200, 5000, generator), label, others, least=0).z)
         not_smaller_than_uniform(p)
+
+    @pytest.mark.parametrize("share", [0.2, 0.5])
+    @pytest.mark.parametrize("spread", [0.1, 3.0])
+    @pytest.mark.parametrize("others", [0, 3])
+    def test_unequal_spread_is_no_difference(self, share: float, spread: float, others: int) -> None:
+        generator = torch.Generator().manual_seed(5)
+        label = torch.arange(200) < share * 200
+        fixed = torch.rand(200, others, generator=generator) < 0.3
+        response = torch.where(label, spread, 1.0)[:, None] * torch.randn(200, 5000, generator=generator)
+        not_smaller_than_uniform(upper_tail(partial_rank_test(response, label, fixed, least=0).z))
+
+    def test_where_either_variance_is_the_larger_one_it_counts(self) -> None:
+        """Of Brunner and Munzel (2000), written out over pairs, and of White (1980)."""
+        generator = torch.Generator().manual_seed(6)
+        label = torch.arange(60) < 15
+        response = torch.randn(60, 50, generator=generator)
+        response[label, :25] *= 0.1
+        response[label, 25:] += 1.5
+        z = partial_rank_test(response, label, torch.zeros(60, 0, dtype=torch.bool), least=0).z
+        above = (response[label][:, None] > response[~label]).double()  # no ties
+        share = above.mean((0, 1))
+        spread = [(above.mean(way) - share).square().sum(0) / (len(above.mean(way)) - 1) ** 2 for way in (0, 1)]
+        ours = 15 * 45 * (spread[0] + spread[1]).sqrt()
+        ranks = response.argsort(0).argsort(0).double() + 1 - 30.5
+        white = ((label.double() - 0.25)[:, None] * ranks).square().sum(0).sqrt()
+        assert (ours > white).any()
+        assert (ours < white).any()
+        torch.testing.assert_close(z, (15 * 45 * (share - 0.5) - 0.5) / torch.maximum(ours, white))
+
+    @pytest.mark.parametrize("n", [200, 1600])
+    @pytest.mark.parametrize("others", [0, 3])
+    def test_p_values_at_the_end_of_the_null_are_not_smaller_than_uniform(self, n: int, others: int) -> None:
+        p = upper_tail(shifted(LEAST_EFFECT, n, 5000, others).z)
+        not_smaller_than_uniform(p)
+        assert float((p <= 0.05).double().mean()) > 0.035  # nor much larger: the end of it is reached
+
+    def test_with_many_images_an_effect_that_does_not_matter_is_none(self) -> None:
+        test = shifted(LEAST_EFFECT / 2, 50_000, 100, 0)
+        assert test.effect.mean().item() == pytest.approx(LEAST_EFFECT / 2, abs=0.002)
+        assert upper_tail(test.z).amin() > 0.05  # against an effect of 0 the p-values would be about 0.003
+        assert upper_tail(shifted(0.06, 50_000, 100, 0).z).amax() < 1e-3
 
     @pytest.mark.parametrize("correlation", [0.3, 0.6, 0.9])
     def test_what_a_confound_explains_is_not_significant(self, correlation: float) -> None:
@@ -56,8 +112,8 @@ class TestPartialRankTest:
         copied = torch.rand(300, generator=generator) < correlation
         label = torch.where(copied, cause, torch.rand(300, generator=generator) < 0.4)
         response = 2 * cause[:, None] + torch.randn(300, 5000, generator=generator)
-        assert partial_rank_test(response, label, torch.zeros(300, 0, dtype=torch.bool)).z.mean() > 3
-        not_smaller_than_uniform(upper_tail(partial_rank_test(response, label, cause[:, None]).z))
+        assert partial_rank_test(response, label, torch.zeros(300, 0, dtype=torch.bool), least=0).z.mean() > 3
+        not_smaller_than_uniform(upper_tail(partial_rank_test(response, label, cause[:, None], least=0).z))
 
     def test_of_a_label_that_others_repeat_nothing_can_be_said(self) -> None:
         label = torch.arange(200) % 3 == 0
@@ -77,8 +133,14 @@ class TestPartialRankTest:
         for value in (False, True):  # residuals on one label and a constant are differences from the mean of its class
             x[other == value] -= x[other == value].mean()
             e[other == value] -= e[other == value].mean()
+        psi = x * e - np.array([np.sum(x[response < v]) + np.sum(x[response == v]) / 2 for v in response])
+        labels = np.stack([np.ones(40), other, label], axis=1).astype(float)
+        psi -= labels @ np.linalg.lstsq(labels, psi)[0]
+        psi /= 1 - np.diag(labels @ np.linalg.pinv(labels))
+        variance = max(np.sum(x**2 * e**2), np.sum(psi**2))
         step = np.diff(np.sort(ranks)).max() / 2
-        assert test.z.item() == pytest.approx((np.sum(x * e) - step) / np.sqrt(np.sum(x**2 * e**2)))
+        least = LEAST_EFFECT * np.linalg.norm(x) * np.linalg.norm(e)
+        assert test.z.item() == pytest.approx((np.sum(x * e) - least - step) / np.sqrt(variance))
         assert test.effect.item() == pytest.approx(np.corrcoef(x, e)[0, 1])
         pairs = [(a > b) + (a == b) / 2 for a in response[label] for b in response[~label]]
         assert test.auc.item() == pytest.approx(np.mean(pairs))
@@ -91,7 +153,8 @@ class TestPartialRankTest:
             response = 0.3 * label[:, None] + torch.randn(n, 400, generator=generator)
             z[n] = partial_rank_test(response, label, torch.zeros(n, 0, dtype=torch.bool)).z.mean().item()
             # efficiency of ranks for normal data 3 / pi, shift 0.3, two halves
-            assert z[n] == pytest.approx(0.3 * math.sqrt(n) / 2 * math.sqrt(3 / math.pi), rel=0.08)
+            correlation = 0.3 / 2 * math.sqrt(3 / math.pi)
+            assert z[n] == pytest.approx((correlation - LEAST_EFFECT) * math.sqrt(n), rel=0.08)
 
 
 def sums(a: np.ndarray, coefficient: np.ndarray) -> tuple[torch.Tensor, ...]:

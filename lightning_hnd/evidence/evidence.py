@@ -133,8 +133,9 @@ class Evidence:
               of the masks, and how much it counts, mean over the units
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
-            - ``group_z``, ``group_effect [U, G]``: the like for a group, of the peak, the mean and each cell, all
-              other labels of ``labels.csv`` held fixed (:class:`~lightning_hnd.evidence.groups.GroupEvidence`)
+            - ``group_z``, ``group_effect [U, G]``: for a group whether the effect is above 0, of the peak, the mean and
+              each cell, all other labels of ``labels.csv`` held fixed
+              (:class:`~lightning_hnd.evidence.groups.GroupEvidence`)
         """
         units, concepts = self._units, len(self._faces.ontology.local)
         result = {

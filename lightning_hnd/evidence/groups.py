@@ -65,6 +65,7 @@ class _Comparison:
 
         With :math:`\tilde x` what other labels leave of a group, and :math:`e = y - B \beta` what they leave of the
         responses, the test is :math:`\sum \tilde x e / \sqrt{\sum \tilde x^2 e^2}`, written out in sums over images.
+        Its null hypothesis is an effect of 0: a group has no place of its own, on which a unit could fire anyway.
         """
         groups, rank = self.left.shape[1], self.basis.shape[1]
         total, beta, cross, square = sums.split([groups, rank, groups * rank, 1 + groups])

@@ -44,7 +44,8 @@ def defend(
     """Puts the statistics of a layer to the test.
 
     A pair is as good as the weaker of its two answers (its p-value is the larger one, which is valid whatever their
-    dependence). Units are tested first, then concepts within those that passed.
+    dependence). Units are tested first, then concepts within those that passed. A pair must also pass each of its
+    questions by itself: a unit that is placed at many parts would otherwise be granted an association or two unasked.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
@@ -64,6 +65,7 @@ def defend(
     paired = _select(pair, placed_z, live, level)
     associated = _verdict(_select(p_associated, associated_z, live, level), tests_presence)
     placed = _verdict(_select(p_placed, placed_z, live, level), placed_z.isfinite())
+    paired = paired & (associated != 0) & (placed != 0)
     groups = _select(upper_tail(evidence["group_z"]), evidence["group_z"], live, level)
     learnt = torch.full_like(placed, -1)
     if fresh is not None:

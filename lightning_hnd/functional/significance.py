@@ -2,12 +2,13 @@
 
 Three questions, each with its own null hypothesis:
 
-- *associated*: :func:`partial_rank_test`, and its like for groups (labels mean nothing once other labels are known),
+- *associated*: :func:`partial_rank_test` (labels mean next to nothing once other labels are known), and its like for
+  groups (nothing),
 - *placed*: :func:`exchanged_masks_test` (any face's mask would do as well as this face's own),
 - *learnt*: :func:`exceedance` (units of networks with fresh weights do as well).
 
-All statistics are one-sided, the larger the more, and standard normal under their null hypothesis. NaN says that the
-question does not apply, or that the images cannot answer it.
+All statistics are one-sided, the larger the more, and standard normal under their null hypothesis (or, where that is a
+range, at its end). NaN says that the question does not apply, or that the images cannot answer it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,17 @@ from torch import Tensor
 
 from lightning_hnd.functional.affinity import ranks_and_step
 
+LEAST_EFFECT = 0.025
+"""Partial rank correlation up to which a label counts as meaningless: less than a thousandth of the variance of ranks.
+
+With enough images any correlation differs from 0, that of a unit on a mouth with what makes mouths a little larger as
+well. Hodges and Lehmann (1954) test against a range of what does not matter instead.
+"""
+
 LEAST_TOLERANCE = 0.1
 """A label of which less than this share of its variance is left once the others are known cannot be told from them."""
+
+_LEAST_SPREAD = 1e-5  # of projections of maps of norm 1 over faces: less is how float32 rounds them
 
 LEAST_IMAGES = 5
 """Images with, and images without a label that a test takes at the least."""
@@ -30,8 +40,9 @@ class RankTest(NamedTuple):
     """The outcome of a rank test.
 
     Attributes:
-        z: Standard normal if labels mean nothing; NaN where that cannot be told.
-        effect: Its size: 0 if labels mean nothing, 1 at most.
+        z: Standard normal where the effect is the largest that counts as none, smaller below; NaN where that cannot
+            be told.
+        effect: How much labels mean: 0 if nothing, 1 at most.
         auc: The probability that an image with the label makes the unit respond more than one without, ties counted
             half; other labels are not considered.
     """
@@ -41,24 +52,30 @@ class RankTest(NamedTuple):
     auc: Tensor
 
 
-def partial_rank_test(response: Tensor, label: Tensor, others: Tensor) -> RankTest:
+def partial_rank_test(response: Tensor, label: Tensor, others: Tensor, least: float = LEAST_EFFECT) -> RankTest:
     r"""Tests whether responses are higher with a label, among images that are alike in the other labels.
 
     Responses are replaced by their mid-ranks :math:`r`, the label by what the other labels do not explain of it,
     :math:`\tilde x` (residuals of least squares). With :math:`e` the residuals of the ranks on the other labels,
 
-    .. math:: z = (\sum_i \tilde x_i e_i - \delta) \Big/ \sqrt{\sum_i \tilde x_i^2 e_i^2},
+    .. math:: z = \frac{\sum_i \tilde x_i e_i - d |\tilde x| |e| - \delta}
+        {\sqrt{\max(\sum_i \tilde x_i^2 e_i^2, \sum_i \psi_i^2)}}.
 
-    a score test with a variance that holds whatever the spread in each class (White 1980). The sum is standardised by
-    itself, so that a unit that responds in a handful of images cannot make it large; nor can its discreteness, for
-    :math:`\delta` is half the largest step between ranks that follow each other (1/2 without ties). Without other
-    labels it is Wilcoxon's rank sum test. The effect is the partial rank correlation :math:`\tilde x^T e / |\tilde x|
-    |e|`.
+    The effect is the partial rank correlation :math:`\tilde x^T e / |\tilde x| |e|`, the null hypothesis that it is
+    :math:`d` at most. With 0 for that and without other labels it is Wilcoxon's rank sum test. The variance is the
+    larger one of two. White's (1980) takes ranks for independent: the sum is standardised by itself, so that a unit
+    that responds in a handful of images cannot make it large. Ranks hang together, though, and where responses spread
+    more in one class than in the other what an image contributes is :math:`\tilde x_i e_i - b_i` (Hoeffding 1948), with
+    :math:`b_i` the sum of :math:`\tilde x` over the images that rank lower, equals counted half; :math:`\psi_i` is what
+    all labels, this one too, leave of it, divided by the share that they leave of any image's (MacKinnon and White's
+    HC3, 1985; without others nearly the variance of Brunner and Munzel 2000). Discreteness cannot help either:
+    :math:`\delta` is half the largest step between ranks that follow each other (1/2 without ties).
 
     Args:
         response: ``[n, U]``.
         label: ``[n]`` bool.
         others: ``[n, L]`` bool.
+        least: :math:`d`, the effect up to which a label counts as meaningless.
 
     Returns:
         The test of each unit, ``[U]`` float64. NaN for all if there are fewer than five images with or without the
@@ -71,9 +88,9 @@ def partial_rank_test(response: Tensor, label: Tensor, others: Tensor) -> RankTe
         >>> response = torch.stack([torch.arange(40.0), torch.arange(40.0) + 100 * smiling], dim=1)
         >>> test = partial_rank_test(response, smiling, torch.zeros(40, 0, dtype=torch.bool))
         >>> [round(z, 1) for z in test.z.tolist()], [round(auc, 2) for auc in test.auc.tolist()]
-        ([-0.3, 5.5], [0.47, 1.0])
+        ([-0.4, 5.3], [0.47, 1.0])
     """
-    return Contrast.of(label, others).test(response)
+    return Contrast.of(label, others).of_ranks(*ranks_and_step(response.t()), least)
 
 
 class Contrast(NamedTuple):
@@ -102,11 +119,7 @@ class Contrast(NamedTuple):
             left = torch.zeros_like(left)
         return cls(label, basis, left)
 
-    def test(self, response: Tensor) -> RankTest:
-        """:func:`partial_rank_test` of ``response [n, U]``."""
-        return self.of_ranks(*ranks_and_step(response.t()))
-
-    def of_ranks(self, ranks: Tensor, step: Tensor) -> RankTest:
+    def of_ranks(self, ranks: Tensor, step: Tensor, least: float = LEAST_EFFECT) -> RankTest:
         """The test of what :func:`~lightning_hnd.functional.affinity.ranks_and_step` makes of ``U`` rows ``[U, n]``."""
         label, basis, left = (part.to(ranks) for part in self)
         n, inside = len(label), int(label.sum())
@@ -117,14 +130,27 @@ class Contrast(NamedTuple):
         if not bool(left.any()):
             return RankTest(undecided, undecided, auc)
         residual = torch.addmm(ranks, ranks @ basis, basis.t(), alpha=-1)
-        total, square = residual @ left, residual.square_()
-        squares, norm = square @ left.square(), (square.sum(1) * left.square().sum()).sqrt()
+        total, square = residual @ left, residual.square()
+        norm = (square.sum(1) * left.square().sum()).sqrt()
         tied = square.amax(1) < 1e-12
+        share = residual.mul_(left).sub_(_below(ranks, left))
+        known = torch.cat([basis, left.unsqueeze(1) / torch.linalg.vector_norm(left)], dim=1)
+        share = torch.addmm(share, share @ known, known.t(), alpha=-1)
+        share /= (1 - known.square().sum(1)).clamp(min=0.01)
+        variance = torch.maximum(square @ left.square(), share.square_().sum(1))
+        beyond = total - least * norm - step / 2
         return RankTest(
-            torch.where(tied, 0.0, (total - step / 2) / squares.clamp(min=1e-12).sqrt()),
+            torch.where(tied, 0.0, beyond / variance.clamp(min=1e-12).sqrt()),
             torch.where(tied, 0.0, total / norm.clamp(min=1e-12)),
             auc,
         )
+
+
+def _below(ranks: Tensor, weight: Tensor) -> Tensor:
+    """The weight ``[n]`` of all that ranks lower, equals counted half: ``[U, n]`` as the mid-ranks are."""
+    at = (2 * ranks).long()  # mid-ranks are halves
+    of_rank = ranks.new_zeros(len(ranks), 2 * ranks.shape[1] + 1).scatter_add_(1, at, weight.expand_as(ranks))
+    return of_rank.cumsum(1).sub_(of_rank, alpha=0.5).gather(1, at)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
@@ -160,7 +186,7 @@ class MaskTest(NamedTuple):
         z: ``[...]``, of mean 0 and variance 1 if any face's mask would do as well.
         effect: ``[...]``, the mean correlation, in which modes count as much as masks differ along them.
         correlation: ``[..., K]``, that of each mode.
-        share: ``[..., K]``, how much each of them counts in ``z``; 0 where maps do not vary.
+        share: ``[..., K]``, how much each of them counts in ``z``; 0 where maps do not vary but by rounding.
     """
 
     z: Tensor
@@ -184,7 +210,7 @@ def exchanged_masks_test(sum_: Tensor, square: Tensor, product: Tensor, count: T
     the mask in whatever else the unit does: modes along which that varies much count less.
 
     Args:
-        sum_: ``[..., K]``, sum over faces of :math:`a_{ik}`.
+        sum_: ``[..., K]``, sum over faces of :math:`a_{ik}`, of maps whose norm is 1.
         square: ``[..., K]``, of its square.
         product: ``[..., K]``, of :math:`a_{ik} l_{ik}`.
         count: ``[...]``, faces ``n``.
@@ -196,7 +222,7 @@ def exchanged_masks_test(sum_: Tensor, square: Tensor, product: Tensor, count: T
     n = count.clamp(min=1).unsqueeze(-1)
     spread = (square - sum_.square() / n).clamp(min=0)
     scale = (spread * n).sqrt()  # coefficients have the sum of squares n
-    varies = scale > 1e-9 * square.sqrt() + 1e-12
+    varies = scale > _LEAST_SPREAD * n
     correlation = torch.where(varies, product / scale.clamp(min=1e-12), 0.0)
     share = torch.where(varies, weight / scale.clamp(min=1e-12), 0.0)
     share = share / torch.linalg.vector_norm(share, dim=-1, keepdim=True).clamp(min=1e-30)
