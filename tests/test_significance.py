@@ -135,7 +135,7 @@ class TestPartialRankTest:
             e[other == value] -= e[other == value].mean()
         psi = x * e - np.array([np.sum(x[response < v]) + np.sum(x[response == v]) / 2 for v in response])
         labels = np.stack([np.ones(40), other, label], axis=1).astype(float)
-        psi -= labels @ np.linalg.lstsq(labels, psi)[0]
+        psi -= labels @ np.linalg.lstsq(labels, psi, rcond=None)[0]
         psi /= 1 - np.diag(labels @ np.linalg.pinv(labels))
         variance = max(np.sum(x**2 * e**2), np.sum(psi**2))
         step = np.diff(np.sort(ranks)).max() / 2
