@@ -40,6 +40,11 @@ class ConceptPairing:
     learnt: bool | None = None
     agreement: float | None = None
 
+    @property
+    def strength(self) -> float:
+        """What the concepts of a unit are ranked by: the agreement or, under a rule that has none, the probability."""
+        return self.probability if self.agreement is None else self.agreement
+
 
 @dataclass(frozen=True)
 class GroupPairing:
@@ -275,7 +280,7 @@ class LayerDissection:
         return f"{self.name}: {found} of {self.live} live units interpretable{where}{dead}"
 
     def assignments(self, rows: int, *, concepts: int | None = None, separator: str = ", ") -> list[tuple[str, ...]]:
-        """The strongest units in words: unit, region, concepts with probability and IoU, groups with probability.
+        """The strongest units in words: unit, region, concepts with strength and IoU, groups with probability.
 
         Args:
             rows: Units at most.
@@ -286,9 +291,7 @@ class LayerDissection:
             (
                 str(u),
                 self.units[u].region or "",
-                separator.join(
-                    f"{c.name} {c.probability:.2f} ({c.iou:.3f})" for c in self.units[u].concepts[:concepts]
-                ),
+                separator.join(f"{c.name} {c.strength:.2f} ({c.iou:.3f})" for c in self.units[u].concepts[:concepts]),
                 separator.join(f"{g.concept}={g.group} {g.probability:.2f}" for g in self.units[u].groups),
             )
             for u in self.strongest[:rows]

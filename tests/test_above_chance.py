@@ -21,6 +21,7 @@ from torch import nn
 from lightning_hnd import ABOVE_CHANCE, PAPER, README, Dissection, DissectionMetric, HNDCallback, Rule, dissect
 from lightning_hnd.evidence.fresh import fresh_null, renewed
 from lightning_hnd.report import scalars, scalars_over_time
+from lightning_hnd.report.tables import layer_markdown
 
 
 class Drawn(nn.Module):
@@ -63,6 +64,18 @@ def test_a_pairing_carries_what_it_survived(dissection: Dissection) -> None:
     assert layer.defence.placed[:, PAPER.concept_index("Smiling")].tolist() == [1, 1]
     assert place.concepts == ()
     assert place.region is None
+
+
+def test_tables_show_the_number_that_concepts_are_ranked_by(dissection: Dissection) -> None:
+    (concept,) = dissection["layer"].units[0].concepts
+    measured = dissection["layer"].statistics["agreement"][0, PAPER.concept_index("Smiling")]
+    assert concept.strength == concept.agreement == measured
+    table = layer_markdown(dissection["layer"])
+    assert "concepts: agreement (IoU)" in table
+    assert f"Smiling {concept.agreement:.2f} ({concept.iou:.3f})" in table
+    readme = dissection.with_rule(README)["layer"]
+    assert "concepts: probability (IoU)" in layer_markdown(readme)
+    assert all(c.strength == c.probability for unit in readme.units for c in unit.concepts)
 
 
 def test_what_random_filters_of_the_architecture_do_as_well_is_not_learnt() -> None:

@@ -90,7 +90,7 @@ def overlays(layer: LayerDissection, dictionary: FaceDictionary, rows: int = 6) 
     labels = []
     for u in units:
         unit = layer.units[u]
-        names = "\n".join(f"{c.name} {c.probability:.2f}\nIoU {c.iou:.3f}" for c in unit.concepts[:3])
+        names = "\n".join(f"{c.name} {c.strength:.2f}\nIoU {c.iou:.3f}" for c in unit.concepts[:3])
         labels.append(f"unit {u} ({unit.region})\n{names}")
     axes.set_yticks([(i + 0.5) * height for i in range(len(units))], labels, fontsize=7)
     return render(figure)

@@ -7,18 +7,22 @@ from rich.table import Table
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.layer_dissection import LayerDissection
 
-COLUMNS = ("unit", "region", "concepts: probability (IoU)", "groups: probability")
+
+def columns(layer: LayerDissection) -> tuple[str, ...]:
+    """What the columns of its assignments are called."""
+    strength = "probability" if layer.rule.level is None else "agreement"
+    return "unit", "region", f"concepts: {strength} (IoU)", "groups: probability"
 
 
 def summary_table(layer: LayerDissection, rows: int = 8) -> Table:
-    """The strongest units of a layer, highest IoU first, each with its three most probable concepts: for the console.
+    """The strongest units of a layer, highest IoU first, each with its three strongest concepts: for the console.
 
     Args:
         layer: Any.
         rows: Units at most.
     """
     table = Table()
-    for column in COLUMNS:
+    for column in columns(layer):
         table.add_column(column, justify="right" if column == "unit" else "left")
     for row in layer.assignments(rows, concepts=3, separator="\n"):
         table.add_row(*row)
@@ -43,5 +47,6 @@ def layer_markdown(layer: LayerDissection, rows: int = 20) -> str:
         layer: Any.
         rows: Units at most.
     """
-    table = [COLUMNS, ("---",) * len(COLUMNS), *layer.assignments(rows)]
+    names = columns(layer)
+    table = [names, ("---",) * len(names), *layer.assignments(rows)]
     return "\n".join([layer.headline, "", *("| " + " | ".join(row) + " |" for row in table)])
