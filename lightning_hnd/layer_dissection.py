@@ -48,11 +48,21 @@ class ConceptPairing:
 
 @dataclass(frozen=True)
 class GroupPairing:
-    """A group of a global concept that a unit is paired with, and its probability."""
+    """A group of a global concept that a unit is paired with, and its probability.
+
+    Under :data:`~lightning_hnd.ABOVE_CHANCE` also the ``effect``: the partial correlation of the group with that of the
+    unit's responses (peak, mean, each cell) which goes with it most, all other labels held fixed.
+    """
 
     concept: str
     group: str
     probability: float
+    effect: float | None = None
+
+    @property
+    def strength(self) -> float:
+        """What the pairing rests on: the effect or, under a rule that has none, the probability."""
+        return self.probability if self.effect is None else self.effect
 
 
 @dataclass(frozen=True)
@@ -243,7 +253,7 @@ class LayerDissection:
                 for c in concepts
             ),
             groups=tuple(
-                GroupPairing(*groups[g], float(self.group_probability[u, g]))
+                GroupPairing(*groups[g], float(self.group_probability[u, g]), self._group_effect(u, int(g)))
                 for g in np.flatnonzero(self.paired_groups[u])
             ),
         )
@@ -254,6 +264,9 @@ class LayerDissection:
         verdicts = (self.defence.associated, self.defence.placed, self.defence.learnt)
         survived = [None if int(verdict[u, c]) < 0 else bool(verdict[u, c]) for verdict in verdicts]
         return (*survived, float(self.statistics["agreement"][u, c]))
+
+    def _group_effect(self, u: int, g: int) -> float | None:
+        return None if self.rule.level is None else float(self.statistics["group_effect"][u, g])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerDissection):
@@ -280,7 +293,7 @@ class LayerDissection:
         return f"{self.name}: {found} of {self.live} live units interpretable{where}{dead}"
 
     def assignments(self, rows: int, *, concepts: int | None = None, separator: str = ", ") -> list[tuple[str, ...]]:
-        """The strongest units in words: unit, region, concepts with strength and IoU, groups with probability.
+        """The strongest units in words: unit, region, concepts with strength and IoU, groups with strength.
 
         Args:
             rows: Units at most.
@@ -292,7 +305,7 @@ class LayerDissection:
                 str(u),
                 self.units[u].region or "",
                 separator.join(f"{c.name} {c.strength:.2f} ({c.iou:.3f})" for c in self.units[u].concepts[:concepts]),
-                separator.join(f"{g.concept}={g.group} {g.probability:.2f}" for g in self.units[u].groups),
+                separator.join(f"{g.concept}={g.group} {g.strength:.2f}" for g in self.units[u].groups),
             )
             for u in self.strongest[:rows]
         ]

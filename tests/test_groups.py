@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from test_significance import not_smaller_than_uniform
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_hnd import PAPER, FaceDictionary
+from lightning_hnd import PAPER, FaceDictionary, dissect
 from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.evidence.groups import GroupEvidence, responses
@@ -119,3 +120,18 @@ def test_other_labels_are_columns_and_rare_values_count_as_one() -> None:
     assert columns[0].equal(columns[1])
     assert not columns[0].equal(columns[2])
     assert other_labels(faces.known, PAPER, "age").shape == (24, 1)
+
+
+def test_a_pairing_says_how_large_its_effect_is() -> None:
+    """A unit that is on where faces are dark, one that is noise; among photographs of nobody with local labels."""
+    faces, _, dark = confounded()
+    noise = torch.rand(240, 1, 16, 16, generator=torch.Generator().manual_seed(7))
+    faces = replace(faces, pictures=(255 * (0.5 * noise + 0.5 * dark[:, None, None, None])).to(torch.uint8))
+    (unit,) = dissect(nn.Sequential(nn.AvgPool2d(4)), faces, "0")["0"].units
+    (pairing,) = unit.groups
+    assert (pairing.concept, pairing.group) == ("skin_tone", "dark")
+    assert pairing.strength == pairing.effect
+    assert pairing.effect is not None
+    assert 0.9 < pairing.effect < 1
+    (by_the_bar,) = dissect(nn.Sequential(nn.AvgPool2d(4)), faces, "0", level=None)["0"].units
+    assert all(g.strength == g.probability for g in by_the_bar.groups)

@@ -160,6 +160,19 @@ def test_faces_without_any_mask_are_served(dictionary: FaceDictionary) -> None:
     assert ours["threshold"].isfinite().all()
 
 
+def test_one_unit_alone_is_what_it_is_among_others(dictionary: FaceDictionary) -> None:
+    maps = activations(dictionary)
+    metric = DissectionMetric(num_local=dictionary.num_local, quantile=0.1)
+    alone = run(metric, dictionary, maps[:, 1:2], 4)
+    among = run(DissectionMetric(num_local=dictionary.num_local, quantile=0.1), dictionary, maps, 4)
+    for name, value in among.items():
+        assert alone[name].ndim == value.ndim, name
+        if name not in ("images_per_concept", "images_per_group") and value.shape[0] == maps.shape[1]:
+            assert torch.equal(alone[name], value[1:2]), name
+    assert metric.compute()["dead"].shape == (1,)  # as kept from before
+    assert pickle.loads(pickle.dumps(metric)).compute()["dead"].shape == (1,)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_batches_and_pruning_change_nothing(dictionary: FaceDictionary, dtype: torch.dtype) -> None:
     maps = activations(dictionary, dtype)

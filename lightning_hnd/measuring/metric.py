@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -112,6 +113,7 @@ class DissectionMetric(Metric):
         num_exemplars: int = 4,
         **kwargs: Any,
     ) -> None:
+        self._shapes: dict[str, torch.Size] = {}  # of what compute() found
         super().__init__(**kwargs)
         order_statistic(1, quantile)  # validates it
         self.ontology = ontology
@@ -293,6 +295,23 @@ class DissectionMetric(Metric):
         for name, table in (("peak", self._peaks), ("top", self._largest.table)):
             setattr(self, name, [torch.cat(list(table.blocks())).t()])  # travels as a state does, and is not kept
         super()._sync_dist(*args, **kwargs)
+
+    def _wrap_compute(self, compute: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+        """As in torchmetrics, which makes numbers of vectors of one element, though: those of a layer of one unit."""
+
+        @functools.wraps(compute)
+        def found() -> dict[str, Tensor]:
+            statistics = compute()
+            self._shapes = {name: value.shape for name, value in statistics.items()}
+            return statistics
+
+        wrapped = super()._wrap_compute(found)
+
+        @functools.wraps(compute)
+        def whole() -> dict[str, Tensor]:
+            return {name: value.view(self._shapes[name]) for name, value in wrapped().items()}
+
+        return whole
 
     def compute(self) -> dict[str, Tensor]:
         """The statistics, as the class describes them.

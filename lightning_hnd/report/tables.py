@@ -10,8 +10,8 @@ from lightning_hnd.layer_dissection import LayerDissection
 
 def columns(layer: LayerDissection) -> tuple[str, ...]:
     """What the columns of its assignments are called."""
-    strength = "probability" if layer.rule.level is None else "agreement"
-    return "unit", "region", f"concepts: {strength} (IoU)", "groups: probability"
+    concepts, groups = ("probability", "probability") if layer.rule.level is None else ("agreement", "effect")
+    return "unit", "region", f"concepts: {concepts} (IoU)", f"groups: {groups}"
 
 
 def summary_table(layer: LayerDissection, rows: int = 8) -> Table:
