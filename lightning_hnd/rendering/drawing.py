@@ -188,7 +188,7 @@ def grain(top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
         left: ``[N, 1, 1]`` int64.
         size: Height and width.
     """
-    tile = torch.randn(_TILE, _TILE, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(top.device)
+    tile = torch.randn(_TILE, _TILE, generator=torch.Generator().manual_seed(0)).to(top.device)
     rows = (top + torch.arange(size[0], device=top.device)[:, None]) % _TILE
     columns = (left + torch.arange(size[1], device=top.device)) % _TILE
     return tile[rows, columns]
