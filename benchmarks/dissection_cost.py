@@ -3,7 +3,7 @@
     python benchmarks/dissection_cost.py [--repeats 5] [--only ResNet-18]
 
 The bare pass shows the same images from the same memory to the same model under ``inference_mode``, at the best of
-several batch sizes. The dictionary is rendered; weights are fresh. Against it stand the first dissection of a
+several batch sizes; a dissection chooses by itself. The dictionary is rendered; weights are fresh. Against it stand the first dissection of a
 dictionary (which cuts its masks) and later ones, without and with the evidence of ``above_chance``. Counting pixels
 alone, given the activations, stands against a naive loop over images, units and labels on a part of the work,
 scaled up. Machines are noisy: read the ratios, and run it twice.
@@ -95,7 +95,7 @@ def measure_case(case: Case, repeats: int) -> list[list[str]]:
         faces = faces.subset(range(len(faces)))  # as new: its masks are not cut yet
 
         def run(faces: FaceDictionary = faces, quantile: float = quantile, level: float | None = None) -> None:
-            dissection = dissect(model, faces, case.layers, quantile=quantile, level=level, batch_size=best)
+            dissection = dissect(model, faces, case.layers, quantile=quantile, level=level)
             assert not any(layer.dead.any() for layer in dissection), "dead units cost nothing: not a fair case"
 
         first = seconds(run, 1)

@@ -34,7 +34,7 @@ def dissect(
     level: float | None = ABOVE_CHANCE.level,
     grid: Grid | None = None,
     forward_fn: ForwardFn | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
     budget: int = BUDGET,
     fresh_seeds: Sequence[int] = (),
@@ -58,7 +58,8 @@ def dissect(
             bar decides, and no evidence is gathered, which takes a little less time and memory.
         grid: ``(rows, columns)`` of token sequences, for vision transformers.
         forward_fn: How to run the model on images, where ``model(images)`` is not it.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch. None: 64, of which a model on a CPU sees fewer at a time where
+            they are large, for that takes less time.
         progress: Whether to show a progress bar.
         budget: Bytes that may be taken, on the device of the model, by maps in which units may fire. One forward pass
             suffices while they fit; layers for which they do not are counted in a second one, with the same result.
@@ -85,8 +86,6 @@ def dissect(
         5
     """
     rule = Rule(quantile, iou_threshold, firing_only, level)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if budget < 0:
         raise ValueError(f"budget must not be negative, got {budget}")
     showing = Showing(grid, forward_fn, batch_size, progress)

@@ -382,3 +382,20 @@ def test_a_planted_unit_is_found() -> None:
     assert layer.units[0].concepts[0].name == "Eyeglasses"
     assert layer.units[0].concepts[0].iou == 1.0
     assert layer.iou[1].max() < 0.2
+
+
+@pytest.mark.parametrize(("batch_size", "at_once"), [(None, [16] * 4 + [13] * 2), (64, [64, 26]), (10, [10] * 9)])
+def test_on_a_cpu_a_model_sees_no_more_images_at_a_time_than_fit_into_caches(
+    batch_size: int | None, at_once: list[int]
+) -> None:
+    faces, seen = random_dictionary(images=90, size=(96, 128)), []  # 21 have 2^18 pixels
+
+    def forward(model: nn.Module, images: Tensor) -> None:
+        seen.append(len(images))
+        model(images)
+
+    model = nn.Sequential(nn.AvgPool2d(16))
+    ours = dissect(model, faces, "0", batch_size=batch_size, forward_fn=forward)["0"]
+    assert seen == at_once
+    for name, value in dissect(model, faces, "0", batch_size=90)["0"].statistics.items():
+        np.testing.assert_allclose(ours.statistics[name], value, atol=1e-6, err_msg=name)

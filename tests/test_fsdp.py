@@ -13,9 +13,10 @@ import torch.distributed.fsdp
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from pair import Pair
 from runs import Net, data, trainer
-from test_two_processes import Failure, Found, assert_same, fit
+from test_two_processes import BATCH, Failure, Found, assert_same, fit
 
 from lightning_hnd import HNDCallback
+from lightning_hnd.showing import showing
 from lightning_hnd.training.strategies import processes_of
 
 pytestmark = [
@@ -56,6 +57,19 @@ def test_a_split_model_is_dissected_like_a_whole_one(pair: Pair, tmp_path: Path)
         assert ours.steps == theirs.steps == 4
         torch.testing.assert_close(ours.weights, theirs.weights, rtol=0, atol=0)
         assert torch.equal(ours.random, theirs.random)
+
+
+def fit_split_in_parts(path: Path) -> Found:
+    showing._IMAGES, showing._PIXELS = BATCH, 2 * 24 * 32  # the last batch is of two passes, and one process has none
+    return fit_split(path, batch_size=None)
+
+
+@since_2_6
+def test_a_split_model_passes_as_often_in_all_processes(pair: Pair, tmp_path: Path) -> None:
+    alone = fit(tmp_path / "alone", devices=1)
+    first, second = pair.results(fit_split_in_parts, tmp_path / "with")
+    assert_same(first.baseline, alone.baseline)
+    assert first.latest == second.latest
 
 
 def fit_split_to_nan(path: Path, **options: Any) -> Found:

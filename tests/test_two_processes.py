@@ -100,7 +100,7 @@ def fit(
     """Trains with batch norm and dropout."""
     L.seed_everything(0, verbose=False)
     options.setdefault("fresh_seeds", SEEDS if isinstance(strategy, str) else ())  # a split module cannot be reset
-    callback = HNDCallback(uneven_dictionary(), LAYERS, batch_size=BATCH, quantile=QUANTILE, **options)
+    callback = HNDCallback(uneven_dictionary(), LAYERS, quantile=QUANTILE, **{"batch_size": BATCH, **options})
     module = net()
     settings: dict[str, Any] = {"limit_val_batches": 0} if options.get("at_train_epoch_end") else {}
     settings.update(devices=devices, strategy=strategy if devices > 1 else "auto", max_epochs=epochs)

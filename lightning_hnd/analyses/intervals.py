@@ -54,7 +54,7 @@ def effect_intervals(
     seed: int = 0,
     grid: Grid | None = None,
     forward_fn: ForwardFn | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> tuple[EffectInterval, ...]:
     """Bootstrap intervals over images of the effects of each pairing of a layer: one more pass of the dictionary.
@@ -74,7 +74,7 @@ def effect_intervals(
         seed: Of the draw.
         grid: As in :func:`~lightning_hnd.dissect`, and so are the others.
         forward_fn: How to run the model on images.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch, as in :func:`~lightning_hnd.dissect`.
         progress: Whether to show a progress bar.
 
     Returns:

@@ -28,6 +28,7 @@ Null = Mapping[str, Mapping[str, Tensor]]
 """What fresh weights do: of each layer what :func:`~lightning_hnd.functional.defence.learnt_null` returns."""
 
 _BATCH_NORM_IMAGES = 128  # with the places of their maps some thousand values of each unit, and more
+_IN_A_BATCH = 64  # of them, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,7 @@ def _estimate_batch_norm(
         step = max(1, len(dictionary) // _BATCH_NORM_IMAGES)  # evenly over the sources
         images = torch.arange(0, len(dictionary), step)
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
-        for some in images.split(showing.batch_size):
+        for some in images.split(showing.batch_size or _IN_A_BATCH):
             showing.forward(network, dictionary.images(some).to(device))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_VECTORISED = hasattr(np, "bitwise_count")  # NumPy 2: sorts with vector instructions, and counts bits with one
+_COUNTS_BITS = hasattr(np, "bitwise_count")  # with one instruction: NumPy 2
 
 
 def _on_host(values: Tensor) -> bool:
@@ -68,27 +68,6 @@ def argsort(values: Tensor) -> Tensor:
     return values.argsort(dim=1)
 
 
-def largest(values: Tensor, k: int) -> Tensor:
-    """The ``k`` largest values of each row, in any order.
-
-    Args:
-        values: ``[R, n]``, without NaN.
-        k: At most ``n``.
-
-    Returns:
-        ``[R, k]``.
-
-    Example:
-        >>> import torch
-        >>> from lightning_hnd.functional.host import largest
-        >>> largest(torch.tensor([[3.0, 1.0, 2.0]]), 2).sort().values
-        tensor([[2., 3.]])
-    """
-    if _on_host(values) and _VECTORISED and values.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.sort(values.numpy(), axis=1)[:, values.shape[1] - k :])
-    return values.topk(k, dim=1, sorted=False).values
-
-
 def averaged(maps: Tensor, cells: tuple[int, int]) -> Tensor:
     """Maps on another grid, each cell the mean of those that it touches, as ``adaptive_avg_pool2d`` has it.
 
@@ -135,7 +114,7 @@ def count_bits(words: Tensor) -> Tensor:
         >>> count_bits(torch.tensor([0, 5, -1]))
         tensor([ 0,  2, 64])
     """
-    if _on_host(words) and _VECTORISED:
+    if _on_host(words) and _COUNTS_BITS:
         return torch.from_numpy(np.bitwise_count(words.numpy().view(np.uint64))).long()
     # the usual sum of neighbouring fields; shifts keep the sign, and the masks clear what that brings in
     words = words - ((words >> 1) & 0x5555555555555555)

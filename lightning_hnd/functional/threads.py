@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -34,7 +35,7 @@ def side_by_side(work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], devi
     threads = min(torch.get_num_threads(), len(parts), _MOST)
     if device.type != "cpu" or threads < 2:
         return map(work, parts)
-    openmp = ThreadpoolController().select(user_api="openmp")
+    openmp = _openmp()
 
     def alone(part: Tensor) -> Tensor:
         torch.get_num_threads()  # a thread's first call of torch gives it the number of its process
@@ -43,3 +44,8 @@ def side_by_side(work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], devi
 
     with ThreadPoolExecutor(threads, "lightning-hnd") as pool:
         return list(pool.map(alone, parts))
+
+
+@cache  # to look for it takes as long as a small work
+def _openmp() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="openmp")

@@ -6,8 +6,6 @@ import math
 
 from torch import Tensor
 
-from lightning_hnd.functional.host import largest
-
 
 def activation_threshold(activations: Tensor, quantile: float) -> Tensor:
     """Value that a fraction ``quantile`` of a unit's activations over all images and positions exceed.
@@ -73,7 +71,7 @@ def quantile_from_top(values: Tensor, num_values: int, quantile: float) -> Tenso
     """
     k, fraction = order_statistic(num_values, quantile)
     # the k-th largest and the one above it; without sorting the others
-    nearest = largest(values, k).topk(min(k, 2), dim=1, largest=False).values.double()
+    nearest = values.topk(k, dim=1, sorted=False).values.topk(min(k, 2), dim=1, largest=False).values.double()
     low, high = nearest[:, 0], nearest[:, -1]
     # numpy interpolates from the nearer end; the same here gives the same last bit
     return low + (high - low) * fraction if fraction < 0.5 else high - (high - low) * (1 - fraction)

@@ -22,6 +22,8 @@ ForwardFn = Callable[[Any, Tensor], Any]
 Take = Callable[[str, Tensor, DictionaryBatch], None]
 """Takes in the name of a layer, its maps ``[B, U, h, w]`` of a batch, and the batch."""
 
+_IMAGES = 64  # in a batch where nobody says how many,
+_PIXELS = 2**18  # ... and in a forward pass on a CPU: networks take half the time that 64 images of 256 x 256 take
 _WHAT = "showing the dictionary to the model"
 
 
@@ -32,18 +34,26 @@ class Showing:
     Args:
         grid: ``(rows, columns)`` of token sequences.
         forward_fn: How to run a model on images, where ``model(images)`` is not it.
-        batch_size: Images in a batch, at most.
+        batch_size: Images in a batch, at most. None: 64, which a model in main memory sees in parts of 2^18 pixels:
+            what a layer makes of more does not fit into the caches for the next one.
         progress: Whether to show a progress bar.
         context: What to run the forward pass in (mixed precision). What is done with the maps is outside it.
         processes: Those that share the dictionary, batch by batch.
+
+    Raises:
+        ValueError: If ``batch_size`` is less than 1.
     """
 
     grid: Grid | None = None
     forward_fn: ForwardFn | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     progress: bool = False
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     processes: Processes = ALONE
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def show(self, model: nn.Module, dictionary: FaceDictionary, layers: Sequence[str], title: str, take: Take) -> None:
         """One pass of this process's share of the dictionary.
@@ -57,7 +67,7 @@ class Showing:
         """
         processes, device = self.processes, device_of(model)
         counting = counting_device(model)
-        batch_size = processes.batch_size(self.batch_size, len(dictionary))
+        batch_size = processes.batch_size(self.batch_size or _IMAGES, len(dictionary))
         shown = dictionary.batches(batch_size, shard=processes.rank, num_shards=processes.size)
         rounds = range(0, len(dictionary), processes.size * batch_size)
         with record(model, layers) as outputs:
@@ -66,13 +76,40 @@ class Showing:
                     batch = next(shown, None)
                     # a forward pass of a split model takes all processes, also one that has no batch left
                     images = dictionary.images(slice(0, 1)) if batch is None else batch.images
-                    outputs.clear()
-                    self.forward(model, images.to(device))
+                    maps = self._maps(model, images.to(device), layers, outputs, batch_size)
                 with processes.together(_WHAT), full_precision(counting):
                     if batch is not None:
                         labels = batch.to(counting)
                         for name in layers:
-                            take(name, unit_maps(name, outputs, len(batch.index), self.grid).to(counting), labels)
+                            take(name, maps.pop(name).to(counting), labels)
+
+    def _maps(
+        self, model: nn.Module, images: Tensor, layers: Sequence[str], outputs: dict[str, list[Any]], batch_size: int
+    ) -> dict[str, Tensor]:
+        """The maps ``[B, U, h, w]`` of each layer on ``B`` images, of which the model sees a few at a time.
+
+        Args:
+            model: The module.
+            images: ``[B, channels, H, W]``, of which there are ``batch_size`` at most.
+            layers: Their names.
+            outputs: Where :func:`~lightning_hnd.showing.activations.record` gathers what they give.
+            batch_size: Of all batches; a split model passes as often in each.
+        """
+        at_once = batch_size
+        if self.batch_size is None and images.device.type == "cpu":
+            at_once = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
+        parts = images.chunk(-(-len(images) // at_once))
+        found: dict[str, list[Tensor]] = {name: [] for name in layers}
+        for some in parts:
+            outputs.clear()
+            self.forward(model, some)
+            for name in layers:
+                found[name].append(unit_maps(name, outputs, len(some), self.grid))
+        if self.processes.split:
+            for _ in range(-(-batch_size // at_once) - len(parts)):
+                self.forward(model, images[:1])
+        outputs.clear()
+        return {name: maps[0] if len(maps) == 1 else torch.cat(maps) for name, maps in found.items()}
 
     def forward(self, model: nn.Module, images: Tensor) -> None:
         """One forward pass, on images of the type of the model's weights; an exception says on what.

@@ -128,7 +128,8 @@ class HNDCallback(Callback):
         grid: ``(rows, columns)`` of token sequences, for vision transformers.
         forward_fn: From the LightningModule and images to anything: one forward pass, where
             ``pl_module(images)`` is not it.
-        batch_size: Dictionary images in a batch, at most.
+        batch_size: Dictionary images in a batch, at most. None: 64, of which a model on a CPU sees fewer at a
+            time where they are large, for that takes less time.
         budget: Bytes that maps in which units may fire may take in each process; see :func:`~lightning_hnd.dissect`.
         max_images: Show at most so many of the dictionary's images, the same every time; see
             :meth:`FaceDictionary.sample`. None: all.
@@ -167,7 +168,7 @@ class HNDCallback(Callback):
         std: float | Sequence[float] | None = None,
         grid: Grid | None = None,
         forward_fn: ForwardFn | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         budget: int = BUDGET,
         max_images: int | None = None,
         alerts: BiasAlert | Sequence[BiasAlert] = (),

@@ -53,7 +53,7 @@ class Dissector:
         fresh: The networks to compare with, for what is learnt.
 
     Raises:
-        ValueError: If ``batch_size`` or ``budget`` is out of range.
+        ValueError: If ``budget`` is negative.
     """
 
     layers: tuple[str, ...] | None
@@ -64,8 +64,6 @@ class Dissector:
     _nulls: dict[str, Null] = field(default_factory=dict, repr=False)  # of earlier runs, by what they depend on
 
     def __post_init__(self) -> None:
-        if self.showing.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.showing.batch_size}")
         if self.budget < 0:
             raise ValueError(f"budget must not be negative, got {self.budget}")
 
