@@ -3,10 +3,10 @@
     python benchmarks/dissection_cost.py [--repeats 5] [--only ResNet-18]
 
 The bare pass shows the same images from the same memory to the same model under ``inference_mode``, at the best of
-several batch sizes; a dissection chooses by itself. The dictionary is rendered; weights are fresh. Against it stand the first dissection of a
-dictionary (which cuts its masks) and later ones, without and with the evidence of ``above_chance``. Counting pixels
-alone, given the activations, stands against a naive loop over images, units and labels on a part of the work,
-scaled up. Machines are noisy: read the ratios, and run it twice.
+several batch sizes; a dissection chooses by itself. The dictionary is rendered; weights are fresh. Against the bare
+pass stand the first dissection of a dictionary (which cuts its masks) and later ones, without and with the evidence of
+``above_chance``. Counting pixels alone, given the activations, stands against a naive loop over images, units and
+labels on a part of the work, scaled up. Machines are noisy: read the ratios, and run it twice.
 """
 
 from __future__ import annotations
