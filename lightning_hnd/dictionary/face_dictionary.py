@@ -33,7 +33,7 @@ class DictionaryBatch:
     """A batch of dictionary images with everything that is known of them.
 
     Attributes:
-        images: ``[B, channels, H, W]`` float32, as the model gets them.
+        dictionary: What it is a batch of.
         index: ``[B]`` int64, the position of each image in the dictionary.
         source: ``[B]`` int64, the kind of local concepts that the image is labelled in (an index into
             ``ontology.kinds``), ``-1`` where none. Inside a source the absence of a concept is a label;
@@ -47,7 +47,7 @@ class DictionaryBatch:
             it has masks of, empty ones included.
     """
 
-    images: Tensor
+    dictionary: FaceDictionary
     index: Tensor
     source: Tensor
     group: Tensor
@@ -57,9 +57,14 @@ class DictionaryBatch:
     mask_concept: Tensor
 
     @property
+    def images(self) -> Tensor:
+        """``[B, channels, H, W]`` float32, as the model gets them; made anew each time."""
+        return self.dictionary.images(self.index.cpu()).to(self.index.device)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of images and masks."""
-        return self.images.shape[-2], self.images.shape[-1]
+        return self.masks.size
 
     def to(self, device: torch.device | str) -> DictionaryBatch:
         """The same batch with its tensors on ``device``; the masks stay in main memory."""
@@ -336,7 +341,7 @@ class FaceDictionary:
             stop = min(start + batch_size, len(self))
             first, last = torch.searchsorted(self.mask_image, torch.tensor([start, stop])).tolist()
             yield DictionaryBatch(
-                images=self.images(slice(start, stop)),
+                dictionary=self,
                 index=torch.arange(start, stop),
                 source=self.source[start:stop],
                 group=self.group[start:stop],

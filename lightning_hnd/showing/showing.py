@@ -65,7 +65,7 @@ class Showing:
             title: Of the progress bar.
             take: Called for each layer of each batch, with maps and labels where :func:`counting_device` says.
         """
-        processes, device = self.processes, device_of(model)
+        processes = self.processes
         counting = counting_device(model)
         batch_size = processes.batch_size(self.batch_size or _IMAGES, len(dictionary))
         shown = dictionary.batches(batch_size, shard=processes.rank, num_shards=processes.size)
@@ -75,8 +75,8 @@ class Showing:
                 with processes.forward(_WHAT):
                     batch = next(shown, None)
                     # a forward pass of a split model takes all processes, also one that has no batch left
-                    images = dictionary.images(slice(0, 1)) if batch is None else batch.images
-                    maps = self._maps(model, images.to(device), layers, outputs, batch_size)
+                    index = torch.zeros(1, dtype=torch.int64) if batch is None else batch.index
+                    maps = self._maps(model, dictionary, index, layers, outputs, batch_size)
                 with processes.together(_WHAT), full_precision(counting):
                     if batch is not None:
                         labels = batch.to(counting)
@@ -84,30 +84,37 @@ class Showing:
                             take(name, maps.pop(name).to(counting), labels)
 
     def _maps(
-        self, model: nn.Module, images: Tensor, layers: Sequence[str], outputs: dict[str, list[Any]], batch_size: int
+        self,
+        model: nn.Module,
+        dictionary: FaceDictionary,
+        index: Tensor,
+        layers: Sequence[str],
+        outputs: dict[str, list[Any]],
+        batch_size: int,
     ) -> dict[str, Tensor]:
         """The maps ``[B, U, h, w]`` of each layer on ``B`` images, of which the model sees a few at a time.
 
         Args:
             model: The module.
-            images: ``[B, channels, H, W]``, of which there are ``batch_size`` at most.
+            dictionary: The faces.
+            index: ``[B]`` int64, which of them, ``batch_size`` at most.
             layers: Their names.
             outputs: Where :func:`~lightning_hnd.showing.activations.record` gathers what they give.
             batch_size: Of all batches; a split model passes as often in each.
         """
-        at_once = batch_size
-        if self.batch_size is None and images.device.type == "cpu":
-            at_once = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
-        parts = images.chunk(-(-len(images) // at_once))
+        device, at_once = device_of(model), batch_size
+        if self.batch_size is None and device.type == "cpu":
+            at_once = max(1, _PIXELS // (dictionary.size[0] * dictionary.size[1]))
+        parts = index.chunk(-(-len(index) // at_once))
         found: dict[str, list[Tensor]] = {name: [] for name in layers}
         for some in parts:
             outputs.clear()
-            self.forward(model, some)
+            self.forward(model, dictionary.images(some).to(device))
             for name in layers:
                 found[name].append(unit_maps(name, outputs, len(some), self.grid))
         if self.processes.split:
             for _ in range(-(-batch_size // at_once) - len(parts)):
-                self.forward(model, images[:1])
+                self.forward(model, dictionary.images(index[:1]).to(device))
         outputs.clear()
         return {name: maps[0] if len(maps) == 1 else torch.cat(maps) for name, maps in found.items()}
 
