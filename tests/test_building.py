@@ -638,8 +638,8 @@ def test_an_interrupt_ends_a_build_and_leaves_nothing(tmp_path: Path) -> None:
     program = (
         "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import lightning_hnd.building.build as build; from lightning_hnd.cli import main; write = build.write_faces; "
-        "build.write_faces = lambda *args: (print('writing\\n', end='', flush=True), time.sleep(0.2), write(*args))[2]; "
-        "sys.exit(main(['dictionary', 'build', 'out', '--utkface', 'utk']))"
+        "build.write_faces = lambda *args: (print('writing\\n', end='', flush=True), time.sleep(0.2), write(*args))[2];"
+        " sys.exit(main(['dictionary', 'build', 'out', '--utkface', 'utk']))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -269,13 +270,13 @@ class _Draft:
 
         failed = set()
         together = [new[start : start + _TOGETHER] for start in range(0, len(new), _TOGETHER)]
-        results = chain.from_iterable(_in_threads(write, together, "Writing faces", progress))
-        for i, result in zip(new, results, strict=True):
-            if isinstance(result, Written):
-                self.written[i] = self.choice.roles[i], result
-            else:
-                failed.add(i)
-                self.findings[self.faces[i].source].add(f"picture left out: {result}", self.faces[i].name)
+        with contextlib.closing(_in_threads(write, together, "Writing faces", progress)) as results:
+            for i, result in zip(new, chain.from_iterable(results), strict=True):
+                if isinstance(result, Written):
+                    self.written[i] = self.choice.roles[i], result
+                else:
+                    failed.add(i)
+                    self.findings[self.faces[i].source].add(f"picture left out: {result}", self.faces[i].name)
         return failed
 
     def _copies(self, elsewhere: Mapping[int, Written]) -> set[int]:
@@ -367,14 +368,20 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _in_threads(do: Callable[[Any], T], items: Iterable[Any], title: str, progress: bool) -> Iterator[T]:
-    """Does something to each of many, in order; Pillow lets other threads run while it decodes."""
-    items = list(items)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # more would only wait for each other
+def _in_threads(do: Callable[[Any], T], items: Iterable[Any], title: str, progress: bool) -> Generator[T, None, None]:
+    """Does something to each of many, in order; Pillow lets other threads run while it decodes.
+
+    After an exception, and once it is closed, no thread of it does anything.
+    """
+    items, threads = list(items), f"lightning-hnd {title}"
+    with ThreadPoolExecutor(os.cpu_count(), threads) as pool:  # more would only wait for each other
         try:
             yield from tqdm(
                 pool.map(do, items), title, len(items), leave=False, disable=None if progress else True, delay=1
             )
         except BaseException:
             pool.shutdown(cancel_futures=True)
+            for thread in threading.enumerate():  # one that was starting when an interrupt came the pool does not know
+                if thread.name.startswith(threads):
+                    thread.join()
             raise
