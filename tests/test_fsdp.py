@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -60,8 +61,9 @@ def test_a_split_model_is_dissected_like_a_whole_one(pair: Pair, tmp_path: Path)
 
 
 def fit_split_in_parts(path: Path) -> Found:
-    showing._IMAGES, showing._PIXELS = BATCH, 2 * 24 * 32  # the last batch is of two passes, and one process has none
-    return fit_split(path, batch_size=None)
+    # the last batch is of two passes, and one process has none
+    with mock.patch.multiple(showing, _IMAGES=BATCH, _PIXELS=2 * 24 * 32):
+        return fit_split(path, batch_size=None)
 
 
 @since_2_6
