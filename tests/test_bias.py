@@ -35,6 +35,10 @@ def answering(first: int, last: int, strength: float = 1.5) -> Tensor:
     return strength * ((where >= first) & (where < last)).float()
 
 
+def effects(shown: Labelled) -> Tensor:
+    return label_effects(shown.share, shown.contrast)
+
+
 def naive_effect(response: list[float], label: list[bool]) -> float:
     with_, without = ([r for r, x in zip(response, label, strict=True) if x is flag] for flag in (True, False))
     wins = sum((a > b) + 0.5 * (a == b) for a in with_ for b in without)
@@ -45,7 +49,7 @@ def test_effects_are_the_naive_ones_ties_included() -> None:
     generator = torch.Generator().manual_seed(0)
     response = torch.randint(0, 4, (40, UNITS), generator=generator).float()
     label = torch.rand(40, 3, generator=generator) < 0.4
-    effect = label_effects(labelled(response, label, torch.zeros(3, dtype=torch.int64)))
+    effect = effects(labelled(response, label, torch.zeros(3, dtype=torch.int64)))
     for u in range(UNITS):
         for i in range(3):
             assert effect[u, i] == pytest.approx(naive_effect(response[:, u].tolist(), label[:, i].tolist()))
@@ -57,8 +61,8 @@ def test_effects_hold_other_concepts_fixed() -> None:
     follower = cause ^ flags(4000, 0.2, generator)
     response = units(4000, generator) + cause
     label = torch.cat([cause, follower], dim=1)
-    together = label_effects(labelled(response, label, torch.tensor([0, 1])))
-    alone = label_effects(labelled(response, follower, ONE))
+    together = effects(labelled(response, label, torch.tensor([0, 1])))
+    alone = effects(labelled(response, follower, ONE))
     assert alone.mean() > 0.15
     assert together[:, 1].abs().max() < 0.07
     assert together[:, 0].mean() > 0.25
@@ -184,7 +188,7 @@ def test_links_are_found_and_signed() -> None:
 
 def test_the_index_is_the_effect_of_the_cue_on_how_much_faces_look_like_the_task() -> None:
     task, cue = planted(answering(0, 6), answering(3, 9), torch.Generator().manual_seed(9))
-    axis = label_effects(task)[:, 0]
+    axis = effects(task)[:, 0]
     scores = [sum(float(r * a) for r, a in zip(row, axis, strict=True)) for row in cue.share]
     label = (cue.contrast[:, 0] > 0).tolist()
     assert float(shortcut(task, cue).index) == pytest.approx(naive_effect(scores, label))

@@ -6,22 +6,21 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_hnd import FaceDictionary, dissect
 from lightning_hnd.concepts import PAPER, Ontology
+from lightning_hnd.dictionary.annotations import Annotations
+from lightning_hnd.functional import bias
 from lightning_hnd.functional.bias import encoding, labelled, shortcut
-from lightning_hnd.measuring.bias import BiasStatistics
+from lightning_hnd.measuring import unit_table
+from lightning_hnd.measuring.bias import bias_statistics, image_sets
+from lightning_hnd.measuring.unit_table import UnitTable
 
 FACES = FaceDictionary.rendered(size=32, images=320, seed=3)
 NAMES = PAPER.labels
-
-
-def carried(faces: FaceDictionary) -> Tensor:
-    result = torch.zeros(len(faces), len(faces.ontology.local), dtype=torch.bool)
-    result[faces.mask_image, faces.mask_concept] = True
-    return result
 
 
 def network() -> nn.Sequential:
@@ -36,7 +35,7 @@ def test_a_dissection_holds_the_measures_of_its_peaks() -> None:
         peak = model(FACES.images(slice(0, len(FACES)))).amax((2, 3))
     attribute = FACES.source == PAPER.kinds.index("attribute")
     own = [c for c, kind in enumerate(PAPER.concept_kind) if kind == PAPER.kinds.index("attribute")]
-    cues = labelled(peak[attribute], carried(FACES)[attribute][:, own], torch.arange(len(own)))
+    cues = labelled(peak[attribute], FACES.carried[attribute][:, own], torch.arange(len(own)))
     shown = FACES.group[:, PAPER.global_index("gender")] >= 0
     known = [k for k, concept in enumerate(PAPER.global_) if concept.name != "ethnicity"]
     member = [FACES.group[shown, k, None] == torch.arange(len(PAPER.global_[k].groups)) for k in known]
@@ -85,26 +84,43 @@ def test_what_labels_csv_knows_is_held_fixed(tmp_path: Path) -> None:
     assert unlabelled.fingerprint != of_folder.fingerprint
 
 
-def test_units_may_come_in_blocks() -> None:
-    peak = torch.rand(len(FACES), 9, generator=torch.Generator().manual_seed(0))
-    whole, parts = (BiasStatistics(PAPER, FACES.source, FACES.group, carried(FACES), FACES.known) for _ in range(2))
-    whole.update(peak)
-    for part in peak.split(4, dim=1):
-        parts.update(part)
-    for name, value in whole.compute(9).items():
-        torch.testing.assert_close(parts.compute(9)[name], value, equal_nan=True, msg=name)
+def test_nothing_depends_on_what_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = UnitTable()
+    table.append(torch.rand(9, len(FACES), generator=torch.Generator().manual_seed(0)))
+    sets = image_sets(FACES.annotations)
+    whole = bias_statistics(PAPER, sets, table, 9)
+    table.spill()
+    monkeypatch.setattr(unit_table, "_AT_ONCE", 4 * len(FACES))  # units in three blocks
+    parts = bias_statistics(PAPER, sets, table, 9)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, equal_nan=True, msg=name)
+
+
+def test_resamples_drawn_a_few_at_a_time_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = FACES.group[:, PAPER.global_index("age")] >= 0
+    member = FACES.group[shown, PAPER.global_index("age"), None] == torch.arange(4)
+    response = torch.randn(len(member), 9, generator=torch.Generator().manual_seed(0)) + member[:, :1]
+    ages = labelled(response, member, torch.zeros(4, dtype=torch.int64))
+    whole = encoding(ages, torch.ones(9, dtype=torch.bool))
+    monkeypatch.setattr(bias, "_AT_ONCE", 7 * ages.contrast.numel())  # 200 are not a multiple of
+    parts = encoding(ages, torch.ones(9, dtype=torch.bool))
+    assert float(parts.index) == pytest.approx(float(whole.index), abs=0.005)
+    assert float(parts.p) == float(whole.p) == 1 / 201  # the least of 200 exchanges
+    ends = (float(parts.low), float(parts.high))
+    assert ends == pytest.approx((float(whole.low), float(whole.high)), abs=0.05)
 
 
 def test_an_ontology_of_one_kind_only() -> None:
     for ontology in (Ontology(PAPER.local, ()), Ontology((), PAPER.global_)):
-        bias = BiasStatistics(
+        known = Annotations(
             ontology,
-            torch.full((40,), -1 if not ontology.local else 0),
-            torch.zeros(40, len(ontology.global_), dtype=torch.int64),
-            torch.rand(40, len(ontology.local), generator=torch.Generator().manual_seed(0)) < 0.5,
-            torch.zeros(40, len(ontology.global_), dtype=torch.int64),
+            source=torch.full((40,), -1 if not ontology.local else 0),
+            group=torch.zeros(40, len(ontology.global_), dtype=torch.int64),
+            known=torch.zeros(40, len(ontology.global_), dtype=torch.int64),
+            carried=torch.rand(40, len(ontology.local), generator=torch.Generator().manual_seed(0)) < 0.5,
         )
-        bias.update(torch.rand(40, 3))
-        found = bias.compute(3)
+        table = UnitTable()
+        table.append(torch.rand(3, 40))
+        found = bias_statistics(ontology, image_sets(known), table, 3)
         assert found["encoding_index"].shape == (len(ontology.global_),)
         assert found["shortcut_index"].shape == (len(ontology.labels),) * 2

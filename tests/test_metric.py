@@ -13,7 +13,7 @@ from conftest import random_dictionary
 from pair import Pair
 from torch import Tensor
 
-from lightning_hnd import PAPER, DissectionMetric, FaceDictionary
+from lightning_hnd import PAPER, DissectionMetric, FaceDictionary, Ontology
 from lightning_hnd.functional import concept_iou
 
 UNITS, CELLS = 5, (4, 6)
@@ -276,6 +276,26 @@ def test_bad_activations_are_named(dictionary: FaceDictionary) -> None:
         metric.update(maps[:8], batch)
     with pytest.raises(ValueError, match="quantile must lie between 0 and 1"):
         DissectionMetric(quantile=2)
+
+
+def test_batches_of_another_dictionary_are_refused(dictionary: FaceDictionary) -> None:
+    maps, metric = activations(dictionary), DissectionMetric()
+    metric.update(maps[:8], next(dictionary.batches(8)))
+    metric.update(maps[:8], next(dictionary.subset(range(len(dictionary))).batches(8)))  # equal labels are the same
+    with pytest.raises(ValueError, match=r"the batches are of two dictionaries; use a metric for each, or reset\(\)"):
+        metric.update(maps[:8], next(dictionary.subset(range(8)).batches(8)))
+    with pytest.raises(ValueError, match="the batches speak of other concepts than the metric; make it with ontology="):
+        DissectionMetric(Ontology(PAPER.local[:3], ())).update(maps[:8], next(dictionary.batches(8)))
+
+
+def test_updates_may_go_on_outside_inference_mode(dictionary: FaceDictionary) -> None:
+    maps, metric = activations(dictionary), DissectionMetric()
+    first, *rest = dictionary.batches(8)
+    with torch.inference_mode():
+        metric.update(maps[first.index], first)
+    for batch in rest:
+        metric.update(maps[batch.index], batch)
+    assert_same(metric.compute(), run(DissectionMetric(), dictionary, maps, 8))
 
 
 def test_a_wrong_number_of_images_is_named(dictionary: FaceDictionary) -> None:

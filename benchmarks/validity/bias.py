@@ -11,13 +11,15 @@ face, labelled or not. Each seed draws another dictionary, ground and choice of 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import torch
 from judge import binomial_interval
 from torch import Tensor, nn
 
 from lightning_hnd import FaceDictionary, RenderedFaces
-from lightning_hnd.measuring.bias import BiasStatistics
+from lightning_hnd.measuring.bias import bias_statistics, image_sets
+from lightning_hnd.measuring.unit_table import UnitTable
 
 SIZE, IMAGES, UNITS = 48, 800, 48
 BAR, LEVEL = 0.2, 0.05
@@ -67,6 +69,14 @@ def planted(ground: Tensor, male: Tensor, glasses: Tensor, kind: str, seed: int)
     return ground + label @ weight * ground.std(0)
 
 
+def measured(faces: FaceDictionary, group: Tensor, peak: Tensor) -> dict[str, Tensor]:
+    """Bias of units with peaks ``[N, U]``."""
+    table = UnitTable()
+    table.append(peak.t())
+    sets = image_sets(replace(faces.annotations, group=group))
+    return bias_statistics(faces.ontology, sets, table, UNITS)
+
+
 def judge(seeds: int) -> None:
     hits = {(ground, kind): [0, 0] for ground in ("noise", "fresh") for kind in SIGNALS}
     encoded = {"noise": 0, "fresh, groups exchanged": 0}
@@ -75,15 +85,11 @@ def judge(seeds: int) -> None:
         drawn = RenderedFaces.sample(IMAGES, seed=100 + seed)  # the same faces, of which all labels are known
         names, ontology = faces.ontology.labels, faces.ontology
         task, cue = names.index("gender/Male"), names.index("Eyeglasses")
-        carried = torch.zeros(IMAGES, len(ontology.local), dtype=torch.bool)
-        carried[faces.mask_image, faces.mask_concept] = True
         images = faces.images(slice(0, IMAGES))
         for name, ground in (("noise", noise(images, seed)), ("fresh", fresh(images, seed))):
             for kind in SIGNALS:
-                bias = BiasStatistics(ontology, faces.source, faces.group, carried, faces.known)
                 male, glasses = drawn.groups("gender") == 0, drawn.carries(["Eyeglasses"])[:, 0]
-                bias.update(planted(ground, male, glasses, kind, seed))
-                found = bias.compute(UNITS)
+                found = measured(faces, faces.group, planted(ground, male, glasses, kind, seed))
                 p = float(2 * torch.special.ndtr(-found["shortcut_z"][task, cue].abs()))
                 hits[name, kind][0] += p <= LEVEL
                 hits[name, kind][1] += p <= LEVEL and float(found["shortcut_index"][task, cue].abs()) >= BAR
@@ -92,9 +98,7 @@ def judge(seeds: int) -> None:
             group = faces.group.clone()
             shown = (group[:, gender] >= 0).nonzero().flatten()
             group[shown] = group[shown[torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))]]
-            bias = BiasStatistics(ontology, faces.source, group, carried, faces.known)
-            bias.update(ground)
-            encoded[name] += float(bias.compute(UNITS)["encoding_p"][gender]) <= LEVEL
+            encoded[name] += float(measured(faces, group, ground)["encoding_p"][gender]) <= LEVEL
     report(hits, encoded, seeds)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lightning_hnd.concepts import PAPER, Ontology
+from lightning_hnd.dictionary.annotations import Annotations, Once
 from lightning_hnd.dictionary.known import numbered_labels
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.dictionary.photometric import require_photometric
@@ -21,8 +22,6 @@ from lightning_hnd.dictionary.sampling import Strata, sample
 
 Crop: TypeAlias = tuple[float, float, float, float] | Callable[[Image.Image], tuple[float, float, float, float]]
 """A box ``(left, top, right, bottom)``: in shares of the picture, or from a function, in its pixels."""
-
-_T = TypeVar("_T")
 
 UNKNOWN = -1
 """In ``source``: no local concept is labelled here. In ``group``: the image has no label of this concept."""
@@ -35,12 +34,8 @@ class DictionaryBatch:
     Attributes:
         dictionary: What it is a batch of.
         index: ``[B]`` int64, the position of each image in the dictionary.
-        source: ``[B]`` int64, the kind of local concepts that the image is labelled in (an index into
-            ``ontology.kinds``), ``-1`` where none. Inside a source the absence of a concept is a label;
-            about concepts of other kinds the image says nothing.
-        group: ``[B, K]`` int64, its group of each global concept, ``-1`` where unknown.
-        known: ``[B, K]`` int64, what ``labels.csv`` says of each global concept, in numbers: equal ones for equal
-            labels.
+        source: ``[B]`` int64, the kind of local concepts that each image is labelled in, see :class:`Annotations`.
+        group: ``[B, K]`` int64, its group of each global concept, likewise.
         masks: The ``M`` masks; ``masks.dense()`` gives them as ``[M, H, W]`` bool.
         mask_image: ``[M]`` int64, the image of each mask, as a position in this batch, ascending.
         mask_concept: ``[M]`` int64, the local concept of each mask. An image carries the concepts that
@@ -51,7 +46,6 @@ class DictionaryBatch:
     index: Tensor
     source: Tensor
     group: Tensor
-    known: Tensor
     masks: PackedMasks
     mask_image: Tensor
     mask_concept: Tensor
@@ -75,7 +69,7 @@ class DictionaryBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class FaceDictionary:
+class FaceDictionary(Once):
     """Pictures of faces with a mask for each local concept and group labels for global ones.
 
     Make one with :meth:`from_folder` or :meth:`rendered`. Pictures are decoded once and kept at their
@@ -84,8 +78,8 @@ class FaceDictionary:
     Attributes:
         ontology: The concepts it speaks of.
         pictures: ``[N, channels, H, W]`` uint8.
-        source: ``[N]`` int64, see :class:`DictionaryBatch`.
-        group: ``[N, K]`` int64, see :class:`DictionaryBatch`.
+        source: ``[N]`` int64, see :class:`Annotations`.
+        group: ``[N, K]`` int64, see :class:`Annotations`.
         masks: The ``M`` masks.
         mask_image: ``[M]`` int64, the image of each mask, ascending.
         mask_concept: ``[M]`` int64.
@@ -267,8 +261,20 @@ class FaceDictionary:
 
     @cached_property
     def known(self) -> Tensor:
-        """``[N, K]`` int64, what ``labels.csv`` says of each global concept, see :class:`DictionaryBatch`."""
+        """``[N, K]`` int64, what ``labels.csv`` says of each global concept, see :class:`Annotations`."""
         return numbered_labels(self.labels, self.ontology)
+
+    @cached_property
+    def carried(self) -> Tensor:
+        """``[N, C]`` bool, which local concepts each image carries, see :class:`Annotations`."""
+        carried = torch.zeros(len(self), len(self.ontology.local), dtype=torch.bool)
+        carried[self.mask_image, self.mask_concept] = True
+        return carried
+
+    @cached_property
+    def annotations(self) -> Annotations:
+        """What is known of the images, without these."""
+        return Annotations(self.ontology, self.source, self.group, self.known, self.carried)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -279,22 +285,6 @@ class FaceDictionary:
         if any(self.labels):  # held fixed where groups are compared
             digest.update(self.known.numpy().data)
         return digest.hexdigest()[:16]
-
-    @cached_property
-    def _found(self) -> dict[Hashable, Any]:
-        return {}
-
-    def once(self, find: Callable[..., _T], *of: Hashable) -> _T:
-        """What a function finds in this dictionary, ``find(self, *of)``, found at the first call and kept with it.
-
-        Args:
-            find: A function, or a method of a class, that depends on nothing else.
-            of: Its other arguments.
-        """
-        if (find, *of) not in self._found:
-            self._found[(find, *of)] = find(self, *of)
-        found: _T = self._found[(find, *of)]
-        return found
 
     def __repr__(self) -> str:
         return f"<FaceDictionary: {self}>"
@@ -345,7 +335,6 @@ class FaceDictionary:
                 index=torch.arange(start, stop),
                 source=self.source[start:stop],
                 group=self.group[start:stop],
-                known=self.known[start:stop],
                 masks=self.masks[first:last],
                 mask_image=self.mask_image[first:last] - start,
                 mask_concept=self.mask_concept[first:last],

@@ -32,7 +32,7 @@ def other_labels(known: Tensor, ontology: Ontology, concept: str | None = None) 
     """What ``labels.csv`` says of images beside a concept, ``[n, L]`` bool: a column for each value but one.
 
     Args:
-        known: ``[n, K]`` int64, as in :class:`~lightning_hnd.dictionary.DictionaryBatch`.
+        known: ``[n, K]`` int64, as in :class:`~lightning_hnd.dictionary.annotations.Annotations`.
         ontology: The concepts.
         concept: The global concept that is asked about, which is not looked at. None: a local one is.
 

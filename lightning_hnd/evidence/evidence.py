@@ -213,9 +213,7 @@ class _Kind:
 
     def tests(self, faces: FaceDictionary, images: Tensor) -> list[tuple[int, Contrast]]:
         """Each concept that can be absent, and its contrast over some images: other concepts and groups held fixed."""
-        carried = torch.zeros(len(faces), len(faces.ontology.local), dtype=torch.bool)
-        carried[faces.mask_image, faces.mask_concept] = True
-        labels, groups = carried[images], self.groups[images]
+        labels, groups = faces.carried[images], self.groups[images]
         others = [torch.cat([labels[:, [o for o in self.concepts if o != c]], groups], dim=1) for c in self.absent]
         return [(c, Contrast.of(labels[:, c], fixed)) for c, fixed in zip(self.absent, others, strict=True)]
 

@@ -10,6 +10,7 @@ image with the label than to any without, 0 if the label makes no difference, -1
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ LEVEL = 0.95
 RESAMPLES = 200
 """Permutations, and bootstrap samples."""
 
+_AT_ONCE = 2**21  # numbers of images, groups and resamples that are held together
+
 
 class Contrasts(NamedTuple):
     r"""What labels can be told apart on a set of images: made by :func:`contrasts`.
@@ -38,6 +41,10 @@ class Contrasts(NamedTuple):
 
     contrast: Tensor
     basis: Tensor
+
+    def to(self, device: torch.device) -> Contrasts:
+        """The same on a device."""
+        return Contrasts(self.contrast.to(device), self.basis.to(device))
 
 
 class Labelled(NamedTuple):
@@ -116,12 +123,16 @@ def _span(label: Tensor) -> Tensor:
     return spanning
 
 
-def label_effects(shown: Labelled) -> Tensor:
+def label_effects(share: Tensor, contrast: Tensor) -> Tensor:
     r"""The effect of each label on each unit, other concepts held fixed: ``[U, L]`` in -1..1, NaN if it cannot be told.
 
     :math:`e_{ul} = 2 \sum_i c_{il} r_{iu}`, which is :math:`2\,\mathrm{AUC} - 1` where there are no other concepts.
+
+    Args:
+        share: ``[n, U]``, as in :class:`Labelled`.
+        contrast: ``[n, L]``, likewise.
     """
-    return _twice_difference(shown.share, shown.contrast).clamp(-1, 1)
+    return _twice_difference(share, contrast).clamp(-1, 1)
 
 
 def _twice_difference(scores: Tensor, contrast: Tensor) -> Tensor:
@@ -182,11 +193,12 @@ def encoding(shown: Labelled, live: Tensor, *, resamples: int = RESAMPLES, seed:
         The measure, float64 scalars; index and interval 0 and p 1 where no unit lives, NaN where no group can be told.
     """
     alive = shown._replace(share=shown.share[:, live])
-    return encoding_from_sums(encoding_sums(alive, resamples=resamples, seed=seed), alive.share.shape[1])
+    sums = encoding_sums(lambda: [alive.share], alive.contrast, resamples=resamples, seed=seed)
+    return encoding_from_sums(sums, alive.share.shape[1])
 
 
 class EncodingSums(NamedTuple):
-    """What :func:`encoding` needs of some of the units: sums over them, so that a layer may be gone through in parts.
+    """What :func:`encoding` needs of the units: sums over them.
 
     Attributes:
         strength: ``[1 + 2 R]``, of the square of the largest positive effect: as found, in ``R`` exchanges of groups,
@@ -198,20 +210,48 @@ class EncodingSums(NamedTuple):
     lean: Tensor
 
 
-def encoding_sums(shown: Labelled, *, resamples: int = RESAMPLES, seed: int = 0) -> EncodingSums:
-    """Sums over units; dead ones add nothing. NaN where no group can be told. See :func:`encoding`."""
-    share, contrast = shown.share, shown.contrast[:, ~shown.contrast.isnan().any(0)]
-    lean = label_effects(shown).sum(0)
-    n, generator = len(share), torch.Generator().manual_seed(seed)
-    if not share.numel() or not contrast.numel():
-        return EncodingSums(share.new_full((1 + 2 * resamples,), 0.0 if contrast.numel() else torch.nan), lean)
-    order = torch.rand(resamples, n, generator=generator, dtype=torch.float32).argsort(1).to(share.device)
-    drawn = torch.randint(n, (resamples, n), generator=generator)
-    weight = torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-    found = 2 * share.T @ contrast
-    exchanged = 2 * (share.T @ contrast[order].transpose(0, 1).flatten(1)).unflatten(1, (resamples, -1))
-    resampled = _weighted_effects(share, contrast, weight.to(share.device))
-    return EncodingSums(_strength(torch.cat([found.unsqueeze(1), exchanged, resampled], dim=1)), lean)
+def encoding_sums(
+    shares: Callable[[], Iterable[Tensor]], contrast: Tensor, *, resamples: int = RESAMPLES, seed: int = 0
+) -> EncodingSums:
+    """Sums over units, a few of them and a few resamples at a time, which bounds memory. See :func:`encoding`.
+
+    Args:
+        shares: Goes through the units anew at each call: ``[n, some units]``, as in :class:`Labelled`. Dead ones add
+            nothing.
+        contrast: ``[n, G]``, as :func:`contrasts` makes it.
+        resamples: ``R``.
+        seed: Of them.
+
+    Returns:
+        The sums, NaN where no group can be told.
+    """
+    lean = torch.stack([label_effects(share, contrast).sum(0) for share in shares()]).sum(0)
+    told = contrast[:, ~contrast.isnan().any(0)]
+    if not told.numel():
+        return EncodingSums(contrast.new_full((1 + 2 * resamples,), torch.nan), lean)
+    found = torch.stack([_strength(label_effects(share, told).unsqueeze(1)) for share in shares()]).sum(0)
+    by_exchange, by_bootstrap = [], []
+    for exchanged, weight in _resampled(told, resamples, seed):
+        exchange, bootstrap = torch.zeros_like(weight[:, 0]), torch.zeros_like(weight[:, 0])
+        for share in shares():
+            exchange += _strength((2 * share.T @ exchanged.flatten(1)).unflatten(1, exchanged.shape[1:]))
+            bootstrap += _strength(_weighted_effects(share, told, weight))
+        by_exchange.append(exchange)
+        by_bootstrap.append(bootstrap)
+    return EncodingSums(torch.cat([found, *by_exchange, *by_bootstrap]), lean)
+
+
+def _resampled(contrast: Tensor, resamples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Contrasts ``[n, r, G]`` of ``r`` exchanges of groups and weights ``[r, n]`` of ``r`` bootstrap samples."""
+    n, groups = contrast.shape
+    generator, device = torch.Generator().manual_seed(seed), contrast.device
+    at_once = max(1, _AT_ONCE // (n * groups))
+    for first in range(0, resamples, at_once):
+        some = min(at_once, resamples - first)
+        order = torch.rand(some, n, generator=generator, dtype=torch.float32).argsort(1).t()
+        drawn = torch.randint(n, (some, n), generator=generator)
+        weight = torch.zeros(some, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+        yield contrast[order.to(device)], weight.to(device)
 
 
 def encoding_from_sums(sums: EncodingSums, units: int) -> Encoding:
@@ -328,26 +368,54 @@ def shortcut(task: Labelled, cue: Labelled) -> Shortcut:
     """
     if task.share.shape[1] != cue.share.shape[1]:
         raise ValueError(f"task has {task.share.shape[1]} units and cue {cue.share.shape[1]}; show both to one layer")
-    scores_of_cue, scores_of_task = cue.share @ label_effects(task), task.share @ label_effects(cue)
-    return shortcut_from_scores(scores_of_task, Contrasts(*task[1:]), scores_of_cue, Contrasts(*cue[1:]))
+    of_cue = moved(cue.share @ label_effects(task.share, task.contrast), Contrasts(*cue[1:]))
+    of_task = moved(task.share @ label_effects(cue.share, cue.contrast), Contrasts(*task[1:]))
+    return shortcut_from_moved(of_task, of_cue)
 
 
-def shortcut_from_scores(scores_of_task: Tensor, task: Contrasts, scores_of_cue: Tensor, cue: Contrasts) -> Shortcut:
-    """The measure, of sums over the units, so that a layer may be gone through in parts. See :func:`shortcut`.
+class Moved(NamedTuple):
+    """What ``L`` labels of some images do to ``S`` scores that a layer gives these.
+
+    Attributes:
+        difference: ``[S, L]``, twice the difference that each label makes.
+        variance: ``[S, L]``, of the difference.
+        effect: ``[S, L]``, as of :func:`label_effects`, on the ranks of the scores.
+        spread: ``[S, L]``, the variance of the effect.
+    """
+
+    difference: Tensor
+    variance: Tensor
+    effect: Tensor
+    spread: Tensor
+
+    def of_scores(self, which: Tensor) -> Moved:
+        """Those of some scores ``[S']``."""
+        return Moved(*(values[which] for values in self))
+
+
+def moved(scores: Tensor, shown: Contrasts) -> Moved:
+    """Measures it.
 
     Args:
-        scores_of_task: ``[n, L]``, of the task's images on the axes of cues.
-        task: Labels of the task's images.
-        scores_of_cue: ``[m, T]``, of the cues' images on the axes of tasks.
-        cue: Labels of the cues' images.
+        scores: ``[n, S]``, sums over the units, so that a layer may be gone through in parts.
+        shown: The labels of the images.
     """
-    _, cue_variance = _difference(scores_of_cue, cue)
-    difference, task_variance = _difference(scores_of_task, task)  # [L, T]
-    variance = cue_variance + task_variance.T
-    z = torch.where(variance > 0, difference.T / variance.clamp(min=1e-30).sqrt(), 0 * difference.T)
-    index, spread = _difference(rank_share(scores_of_cue), cue)
-    ratio = torch.where(cue_variance > 0, task_variance.T / cue_variance.clamp(min=1e-30), 0 * cue_variance)
-    return Shortcut(torch.where(z.isnan(), torch.nan, index.clamp(-1, 1)), (spread * (1 + ratio)).sqrt(), z)
+    return Moved(*_difference(scores, shown), *_difference(rank_share(scores), shown))
+
+
+def shortcut_from_moved(task: Moved, cue: Moved) -> Shortcut:
+    """The measure, of what labels do to scores. See :func:`shortcut`.
+
+    Args:
+        task: What ``T`` labels of the task's images do to scores on the axes of ``L`` cues: ``[L, T]``.
+        cue: What ``L`` cues do to scores of their images on the axes of ``T`` tasks: ``[T, L]``.
+    """
+    variance = cue.variance + task.variance.T
+    difference = task.difference.T
+    z = torch.where(variance > 0, difference / variance.clamp(min=1e-30).sqrt(), 0 * difference)
+    ratio = torch.where(cue.variance > 0, task.variance.T / cue.variance.clamp(min=1e-30), 0 * cue.variance)
+    index = torch.where(z.isnan(), torch.nan, cue.effect.clamp(-1, 1))
+    return Shortcut(index, (cue.spread * (1 + ratio)).sqrt(), z)
 
 
 def _difference(scores: Tensor, shown: Contrasts) -> tuple[Tensor, Tensor]:

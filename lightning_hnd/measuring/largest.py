@@ -70,7 +70,7 @@ class Largest:
             floors.append(top.amin(1))
             return top
 
-        self.table.rewrite(select)
+        self.table = self.table.mapped(select)
         self.floor = torch.cat(floors)
 
 

@@ -13,8 +13,9 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
+from lightning_hnd.dictionary.annotations import Annotations
 from lightning_hnd.functional import Overlap, concept_response, count_overlap, group_affinity, order_statistic
-from lightning_hnd.measuring.bias import BiasStatistics
+from lightning_hnd.measuring.bias import bias_statistics, image_sets
 from lightning_hnd.measuring.kept_maps import KeptMaps, MapsAndMasks
 from lightning_hnd.measuring.largest import Largest, thresholds
 from lightning_hnd.measuring.unit_table import UnitTable
@@ -42,7 +43,7 @@ class DissectionMetric(Metric):
     - ``group_probability [U, G]`` float64: :func:`~lightning_hnd.functional.group_affinity`
     - ``images_per_concept [C]``, ``images_per_group [G]`` int64: how many images these rest on
     - ``encoding_...``, ``shortcut_...``: how strongly the layer encodes groups, and which labels it takes for others,
-      see :meth:`BiasStatistics.compute <lightning_hnd.measuring.bias.BiasStatistics.compute>`
+      see :func:`~lightning_hnd.measuring.bias.bias_statistics`
     - ``exemplar_image [U, E]`` int64, ``exemplar_map [U, E, h, w]``: the local images on which the unit
       fires and peaks highest, as positions in the dictionary, and its maps there; -1 and zeros after the last
 
@@ -87,10 +88,6 @@ class DissectionMetric(Metric):
     full_state_update = False
 
     index: list[Tensor]
-    source: list[Tensor]
-    group: list[Tensor]
-    known: list[Tensor]
-    carried: list[Tensor]
     peak: list[Tensor]
     low: list[Tensor]
     top: list[Tensor]
@@ -100,7 +97,7 @@ class DissectionMetric(Metric):
     counts: list[Tensor]
     exemplar_map: list[Tensor]
 
-    _FIRST_PASS = ("index", "source", "group", "known", "carried", "low")
+    _FIRST_PASS = ("index", "low")
     _LARGE = ("peak", "top")  # filled from tables when processes sync, empty otherwise
     _COUNTING = ("threshold", "exemplar_image", "counted", "counts", "exemplar_map")
 
@@ -132,6 +129,7 @@ class DissectionMetric(Metric):
     def _begin(self) -> None:
         self._map_shape: tuple[int, ...] = ()
         self._twice = False
+        self._annotations: Annotations | None = None
         self._kept = KeptMaps()
         self._peaks = UnitTable()
         self._largest: Largest | None = None
@@ -147,9 +145,11 @@ class DissectionMetric(Metric):
 
         Raises:
             ValueError: If the shape is not that of maps of these images, or differs from the last batch's, or
-                a value is not finite.
+                a value is not finite; if the batch is of another dictionary than the last one, or of other concepts
+                than the metric's.
         """
         maps = self._shaped(activations, batch)
+        self._belong_together(batch)
         local = batch.source >= 0
         peak, trough = maps.flatten(2).amax(-1), maps.flatten(2).amin(-1)
         _require_finite(peak, trough)
@@ -159,14 +159,13 @@ class DissectionMetric(Metric):
             self.counted.append(batch.index[local])
             return
         self.index.append(batch.index)
-        self.source.append(batch.source)
-        self.group.append(batch.group)
-        self.known.append(batch.known)
-        concepts = torch.zeros(len(batch.index), len(self.ontology.local), dtype=torch.bool, device=maps.device)
-        concepts[batch.mask_image, batch.mask_concept] = True
-        self.carried.append(concepts)
         self._peaks.append(peak.t())
-        self.low = [torch.stack([*self.low, _lowest(trough, batch)]).amin(0)]
+        lowest = _lowest(trough, batch)
+        if not len(self.low):
+            with torch.inference_mode(False):  # where it began, nobody could go on outside of it
+                self.low = [torch.full_like(lowest, torch.inf)]
+        # in its place: a new one that outlives the batch would settle where large ones have been, which then grow
+        torch.minimum(self.low[0], lowest, out=self.low[0])
         if self._largest is None:
             num_values = None if self.num_local is None else self.num_local * maps.shape[2] * maps.shape[3]
             self._largest = Largest(num_values, self.quantile)
@@ -195,6 +194,17 @@ class DissectionMetric(Metric):
             raise ValueError(f"maps [U, h, w] were {list(self._map_shape)} and are now {list(activations.shape[1:])}")
         maps = activations.detach().contiguous()
         return maps if maps.dtype == torch.float64 else maps.float()
+
+    def _belong_together(self, batch: DictionaryBatch) -> None:
+        annotations = batch.dictionary.annotations
+        if annotations.ontology != self.ontology:
+            raise ValueError(
+                "the batches speak of other concepts than the metric; make it with ontology=dictionary.ontology"
+            )
+        if self._annotations is None:
+            self._annotations = annotations
+        elif not self._annotations.agree(annotations):
+            raise ValueError("the batches are of two dictionaries; use a metric for each, or reset() it in between")
 
     # ------------------------------------------------------------------------------------------------------ counting
 
@@ -227,7 +237,7 @@ class DissectionMetric(Metric):
         super().sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
         try:
             state = self._state(self._FIRST_PASS)
-            local = self._local(state)
+            local = self._local(self._known(state["index"]))
             threshold = self._threshold(state, int(local.sum()))
             parts = self._by_units(threshold[None])
             exemplar_image = torch.cat([self._exemplars(p[local], state["index"][local], t[0]) for p, t in parts])
@@ -321,33 +331,30 @@ class DissectionMetric(Metric):
                 of two passes saw other images than the first.
         """
         state = self._state((*self._FIRST_PASS, *self._COUNTING))
-        local = self._local(state)
+        known = self._known(state["index"])
+        local = self._local(known)
         if self._twice and not torch.equal(*(x.sort().values for x in (state["counted"], state["index"][local]))):
             raise ValueError("the second pass must show the same images as the first, each once")
         units = state["exemplar_map"].shape[1]
         low = state["low"].view(-1, 2 + len(self.ontology.global_), units).amin(0)
-        in_order = state["index"].argsort()  # whatever the order of the batches
-        labels = (state[name][in_order] for name in ("source", "group", "carried", "known"))
-        bias = BiasStatistics(self.ontology, *labels)
-        parts = []
-        for peak, part in self._by_units(low):
-            parts.append(self._responses(peak, part, local, state))
-            bias.update(peak[in_order])
+        parts = [self._responses(peak, part, local, known) for peak, part in self._by_units(low)]
         dead = torch.cat([part["dead"] for part in parts])
         overlap = Overlap(*state["counts"].sum(0))
+        index, in_order = state["index"].sort()  # whatever the order of the batches
+        sets = [own.among(in_order) for own in self._known(index).once(image_sets)]
         return {
             "threshold": state["threshold"][:units],  # all processes found the same
             "low": low[1] if bool(local.any()) else torch.zeros_like(low[1]),
             **{name: torch.cat([part[name] for part in parts]) for name in parts[0]},
-            **bias.compute(int((~dead).sum())),
+            **bias_statistics(self.ontology, sets, self._table("peak", self._peaks), int((~dead).sum())),
             **overlap._asdict(),
             "iou_labelled": overlap.iou(),
             "iou_firing": overlap.iou(firing_only=True),
-            "images_per_concept": state["carried"].sum(0),
+            "images_per_concept": known.carried.sum(0),
             "images_per_group": torch.cat(
                 [
                     torch.bincount(group[group >= 0], minlength=len(concept.groups))
-                    for concept, group in zip(self.ontology.global_, state["group"].unbind(1), strict=True)
+                    for concept, group in zip(self.ontology.global_, known.group.unbind(1), strict=True)
                 ]
                 or [state["index"].new_zeros(0)]
             ),
@@ -371,19 +378,19 @@ class DissectionMetric(Metric):
         table.append(synced.t())
         return table
 
-    def _responses(self, peak: Tensor, low: Tensor, local: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _responses(self, peak: Tensor, low: Tensor, local: Tensor, known: Annotations) -> dict[str, Tensor]:
         """What rests on the peaks of units: ``peak [N, U]``, ``low [2 + K, U]``."""
         high = peak[local].amax(0) if bool(local.any()) else torch.zeros_like(low[0])
         region = torch.tensor(self.ontology.concept_region, device=peak.device)
         probability = [peak.new_zeros(peak.shape[1], 0, dtype=torch.float64)]
-        for concept, group, least in zip(self.ontology.global_, state["group"].unbind(1), low[2:], strict=True):
+        for concept, group, least in zip(self.ontology.global_, known.group.unbind(1), low[2:], strict=True):
             shown = group >= 0
             most = peak[shown].amax(0) if bool(shown.any()) else least
             probability.append(group_affinity(peak[shown], least, most, group[shown], len(concept.groups)))
         return {
             "high": high,
             "dead": low[0] == peak.amax(0),
-            "response": concept_response(peak[local], low[1], high, state["carried"][local], region),
+            "response": concept_response(peak[local], low[1], high, known.carried[local], region),
             "group_probability": torch.cat(probability, dim=1),
         }
 
@@ -393,8 +400,13 @@ class DissectionMetric(Metric):
         states = {name: getattr(self, name) for name in names}  # lists of tensors, or tensors once synced
         return {name: dim_zero_cat(value) for name, value in states.items() if len(value)}
 
-    def _local(self, state: dict[str, Tensor]) -> Tensor:
-        local = state["source"] >= 0
+    def _known(self, index: Tensor) -> Annotations:
+        """What is known of the images, where their positions are."""
+        assert self._annotations is not None
+        return self._annotations.of(index).to(index.device)
+
+    def _local(self, known: Annotations) -> Tensor:
+        local = known.source >= 0
         if self.num_local is not None and int(local.sum()) != self.num_local:
             raise ValueError(
                 f"the metric has seen {int(local.sum())} images with local labels; {self.num_local} expected"

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +28,7 @@ class UnitTable:
         >>> table.append(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         >>> table.spill()
         >>> table.append(torch.tensor([[9.0], [0.0]]))
-        >>> table.rewrite(lambda some: some.sort(dim=1).values)
-        >>> torch.cat(list(table.blocks()))
+        >>> torch.cat(list(table.mapped(lambda some: some.sort(dim=1).values).blocks()))
         tensor([[1., 2., 9.],
                 [0., 3., 4.]])
     """
@@ -51,9 +49,14 @@ class UnitTable:
         """``U``, 0 before the first column."""
         return self._like.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is read to."""
+        return self._like.device
+
     def append(self, columns: Tensor) -> None:
         """Adds ``[U, m]`` columns."""
-        self._like = columns[:, :0]
+        self._like = columns.new_empty(len(columns), 0)  # a view would keep all of them
         self._widths.append(columns.shape[1])
         if self._file is None:
             self._parts.append(columns)
@@ -79,35 +82,40 @@ class UnitTable:
         for first in range(0, self.units, step):
             yield self.rows(first, min(first + step, self.units))
 
-    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Puts for each block what ``change`` makes of it: as many rows, of any one width."""
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> UnitTable:
+        """A table, kept as this one is, of what ``change`` makes of each block: as many rows, of any one width."""
         table = UnitTable()
         if self._file is None:
-            table.append(torch.cat([change(block) for block in self.blocks()]))
-        else:
-            table.spill()
-            for block in self.blocks():
-                changed = change(block)
-                table._write(table._file, changed)
-                table._widths, table._like = [changed.shape[1]], self._like
-        self._parts, self._file, self._widths = table._parts, table._file, table._widths
+            blocks = [change(block) for block in self.blocks()]
+            if blocks:
+                table.append(torch.cat(blocks))
+            return table
+        table.spill()
+        for block in self.blocks():
+            changed = change(block)
+            table._write(table._file, changed)
+            table._widths, table._like = [changed.shape[1]], changed.new_empty(self.units, 0)
+        return table
 
     def rows(self, first: int, last: int) -> Tensor:
         """Those of some units: ``[last - first, n]``."""
         if self._file is None:
             return torch.cat([part[first:last] for part in self._parts], dim=1)
-        dtype = torch.empty(0, dtype=self._like.dtype).numpy().dtype
         rows, start = [], 0
         for width in self._widths:
-            begin = (start + first * width) * dtype.itemsize
-            data = os.pread(self._file.fileno(), (last - first) * width * dtype.itemsize, begin)
-            rows.append(np.frombuffer(data, dtype).reshape(last - first, width))
+            part = torch.empty(last - first, width, dtype=self._like.dtype)
+            begin = (start + first * width) * part.element_size()
+            self._file.seek(begin)
+            if self._file.readinto(part.numpy().data) != part.nbytes:
+                raise OSError(f"a temporary file in {tempfile.gettempdir()} was cut short while it was read")
+            rows.append(part)
             start += self.units * width
-        return torch.from_numpy(np.concatenate(rows, axis=1)).to(self._like.device)
+        return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).to(self._like.device)
 
     @staticmethod
     def _write(file: Any, part: Tensor) -> None:
         try:
+            file.seek(0, os.SEEK_END)
             file.write(part.cpu().contiguous().numpy().data)
             file.flush()
         except OSError as error:

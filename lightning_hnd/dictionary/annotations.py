@@ -1,0 +1,85 @@
+"""Annotations: what is known of the images of a dictionary, without the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_hnd.concepts import Ontology
+
+_T = TypeVar("_T")
+
+
+class Once:
+    """Something that never changes, and remembers what was found in it."""
+
+    @cached_property
+    def _found(self) -> dict[Hashable, Any]:
+        return {}
+
+    def once(self, find: Callable[..., _T], *of: Hashable) -> _T:
+        """What a function finds here, ``find(self, *of)``, found at the first call and kept.
+
+        Args:
+            find: A function, or a method of a class, that depends on nothing else.
+            of: Its other arguments.
+        """
+        if (find, *of) not in self._found:
+            self._found[(find, *of)] = find(self, *of)
+        found: _T = self._found[(find, *of)]
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_found"}  # can be found again
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations(Once):
+    """What is known of the ``N`` images of a dictionary.
+
+    Attributes:
+        ontology: The concepts.
+        source: ``[N]`` int64, the kind of local concepts that the image is labelled in (an index into
+            ``ontology.kinds``), ``-1`` where none. Inside a source the absence of a concept is a label;
+            about concepts of other kinds the image says nothing.
+        group: ``[N, K]`` int64, its group of each global concept, ``-1`` where unknown.
+        known: ``[N, K]`` int64, what ``labels.csv`` says of each global concept, in numbers: equal ones for equal
+            labels.
+        carried: ``[N, C]`` bool, which local concepts it carries: those that it has masks of, empty ones included.
+    """
+
+    ontology: Ontology
+    source: Tensor
+    group: Tensor
+    known: Tensor
+    carried: Tensor
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is known of each image, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ontology"}
+
+    def of(self, images: Tensor) -> Annotations:
+        """Those of some images, in the order given; these, if that is all in their order."""
+        if torch.equal(images, torch.arange(len(self), device=images.device)):
+            return self
+        return Annotations(self.ontology, **{name: value[images.cpu()] for name, value in self.tensors.items()})
+
+    def to(self, device: torch.device) -> Annotations:
+        """The same with its tensors on a device; these, if they are there."""
+        if device == self.source.device:
+            return self
+        return Annotations(self.ontology, **{name: value.to(device) for name, value in self.tensors.items()})
+
+    def agree(self, other: Annotations) -> bool:
+        """Whether another dictionary's are the same."""
+        pairs = zip(self.tensors.values(), other.tensors.values(), strict=True)
+        return other is self or (self.ontology == other.ontology and all(torch.equal(*pair) for pair in pairs))
