@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_AT_ONCE = 2**21  # numbers read together
+_AT_ONCE = 2**20  # numbers read together
 
 
 def rows_at_once(columns: int, multiple: int = 1) -> int:
@@ -86,9 +86,13 @@ class UnitTable:
         """A table, kept as this one is, of what ``change`` makes of each block: as many rows, of any one width."""
         table = UnitTable()
         if self._file is None:
-            blocks = [change(block) for block in self.blocks()]
-            if blocks:
-                table.append(torch.cat(blocks))
+            done = 0
+            for block in self.blocks():
+                changed = change(block)
+                if not done:
+                    table.append(changed.new_empty(self.units, changed.shape[1]))
+                table._parts[0][done : done + len(block)] = changed
+                done += len(block)
             return table
         table.spill()
         for block in self.blocks():
