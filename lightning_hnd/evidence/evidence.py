@@ -161,15 +161,15 @@ class Evidence:
             result |= self._groups.compute(total, units)
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             images = seen.all_images(processes)
-            tests = kind.tests(self._faces, images)
+            in_order = images.argsort()  # whichever process has seen which
 
-            def associate(first: int, block: Tensor, tests: list[tuple[int, Contrast]] = tests) -> None:
-                ranks, step = ranks_and_step(block)
-                for i, (c, contrast) in enumerate(tests):
-                    test = contrast.of_ranks(ranks[i :: len(tests)], step[i :: len(tests)])
+            def associate(first: int, block: Tensor, kind: _Kind = kind, in_order: Tensor = in_order) -> None:
+                ranks, step = ranks_and_step(block[:, in_order])
+                for i, (c, contrast) in enumerate(kind.tests):
+                    test = contrast.of_ranks(ranks[i :: len(kind.tests)], step[i :: len(kind.tests)])
                     _put(result, "associated", test, first, slice(c, c + 1))
 
-            seen.each(units, len(tests), len(images), processes, associate)
+            seen.each(units, len(kind.tests), len(images), processes, associate)
         return result
 
     def _place(self, sums: Tensor, cells: tuple[int, int], result: Mapping[str, Tensor]) -> None:
@@ -193,29 +193,24 @@ class _Kind:
         number: The source.
         concepts: ``L`` concepts that have masks.
         absent: Those of them that enough images carry and enough do not.
-        groups: ``[N, L]`` bool, what ``labels.csv`` says of the groups of the source's images; elsewhere all False.
+        tests: Each of these, and its contrast over the source's images: other concepts, and what ``labels.csv`` says of
+            groups, held fixed.
     """
 
     number: int
     concepts: list[int]
     absent: list[int]
-    groups: Tensor
+    tests: list[tuple[int, Contrast]]
 
     @classmethod
     def of(cls, faces: FaceDictionary, kind: int) -> _Kind:
         images, count = (faces.source == kind).nonzero().flatten(), faces.images_per_concept
         concepts = [c for c, k in enumerate(faces.ontology.concept_kind) if k == kind and count[c]]
-        told = other_labels(faces.known[images], faces.ontology)
-        groups = torch.zeros(len(faces), told.shape[1], dtype=torch.bool)
-        groups[images] = told
         absent = [c for c in concepts if LEAST_IMAGES <= count[c] <= len(images) - LEAST_IMAGES]
-        return cls(kind, concepts, absent, groups)
-
-    def tests(self, faces: FaceDictionary, images: Tensor) -> list[tuple[int, Contrast]]:
-        """Each concept that can be absent, and its contrast over some images: other concepts and groups held fixed."""
-        labels, groups = faces.carried[images], self.groups[images]
-        others = [torch.cat([labels[:, [o for o in self.concepts if o != c]], groups], dim=1) for c in self.absent]
-        return [(c, Contrast.of(labels[:, c], fixed)) for c, fixed in zip(self.absent, others, strict=True)]
+        carried, groups = faces.carried[images], other_labels(faces.known[images], faces.ontology)
+        others = [torch.cat([carried[:, [o for o in concepts if o != c]], groups], dim=1) for c in absent]
+        tests = [(c, Contrast.of(carried[:, c], fixed)) for c, fixed in zip(absent, others, strict=True)]
+        return cls(kind, concepts, absent, tests)
 
 
 class _Seen:

@@ -190,19 +190,24 @@ def _ordered_ranks(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]
     count, n = ordered.shape
     begins = torch.ones_like(ordered, dtype=torch.bool)  # a run of equal values
     begins[:, 1:] = exceeds(ordered[:, 1:], ordered[:, :-1])
-    if weight is None and bool(begins.all()):  # no ties: nothing to share
-        return order, torch.arange(1, n + 1, dtype=torch.float64, device=rows.device).expand(count, -1)
-    first = positions(begins)  # of each run, all rows in one
-    end = torch.cat([first[1:], first.new_tensor([count * n])])
     if weight is None:
-        shared = (first + end + 1).double() / 2
-        before = n * torch.arange(count, device=rows.device).unsqueeze(1)
-    else:
-        upto = torch.nn.functional.pad(weight.double()[order].cumsum(1), (1, 0)).flatten()
-        row = first // n  # whose n + 1 sums these are
-        shared = (upto[first + row] + upto[end + row] + 1) / 2
-        before = row.new_zeros(1)
-    return order, shared.repeat_interleave(end - first, output_size=count * n).view(count, n) - before
+        ranks = torch.arange(1, n + 1, dtype=torch.float64, device=rows.device).repeat(count, 1)
+        tied = positions(~begins)  # all rows in one, as below
+        if len(tied):  # with the one before, or several
+            opens = torch.ones_like(tied, dtype=torch.bool)
+            opens[1:] = tied.diff() > 1
+            runs = positions(opens)
+            more = runs.diff(append=runs.new_tensor([len(tied)]))
+            head, flat = tied[runs] - 1, ranks.view(-1)
+            flat[head] += more / 2
+            flat[tied] = flat[head].repeat_interleave(more, output_size=len(tied))
+        return order, ranks
+    first = positions(begins)  # of each run
+    end = torch.cat([first[1:], first.new_tensor([count * n])])
+    upto = torch.nn.functional.pad(weight.double()[order].cumsum(1), (1, 0)).flatten()
+    row = first // n  # whose n + 1 sums these are
+    shared = (upto[first + row] + upto[end + row] + 1) / 2
+    return order, shared.repeat_interleave(end - first, output_size=count * n).view(count, n)
 
 
 def _mean_response(peak: Tensor, low: Tensor, high: Tensor, member: Tensor, weight: Tensor | None = None) -> Tensor:

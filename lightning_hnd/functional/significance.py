@@ -133,7 +133,7 @@ class Contrast(NamedTuple):
         total, square = residual @ left, residual.square()
         norm = (square.sum(1) * left.square().sum()).sqrt()
         tied = square.amax(1) < 1e-12
-        share = residual.mul_(left).sub_(_below(ranks, left))
+        share = residual.mul_(left).sub_(_below(ranks, step, left))
         known = torch.cat([basis, left.unsqueeze(1) / torch.linalg.vector_norm(left)], dim=1)
         share = torch.addmm(share, share @ known, known.t(), alpha=-1)
         share /= (1 - known.square().sum(1)).clamp(min=0.01)
@@ -146,10 +146,11 @@ class Contrast(NamedTuple):
         )
 
 
-def _below(ranks: Tensor, weight: Tensor) -> Tensor:
+def _below(ranks: Tensor, step: Tensor, weight: Tensor) -> Tensor:
     """The weight ``[n]`` of all that ranks lower, equals counted half: ``[U, n]`` as the mid-ranks are."""
-    at = (2 * ranks).long()  # mid-ranks are halves
-    of_rank = ranks.new_zeros(len(ranks), 2 * ranks.shape[1] + 1).scatter_add_(1, at, weight.expand_as(ranks))
+    parts = 1 if bool((step == 1).all()) else 2  # mid-ranks are 1, 2, ... or, with ties, halves of whole numbers
+    at = (parts * ranks).long()
+    of_rank = ranks.new_zeros(len(ranks), parts * ranks.shape[1] + 1).scatter_add_(1, at, weight.expand_as(ranks))
     return of_rank.cumsum(1).sub_(of_rank, alpha=0.5).gather(1, at)
 
 
