@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from pair import Pair
+from torch import Tensor, nn
 
-from lightning_hnd import FaceDictionary, dissect
+from lightning_hnd import DissectionMetric, FaceDictionary, dissect
 from lightning_hnd.concepts import PAPER, Ontology
+from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.dictionary.annotations import Annotations
 from lightning_hnd.functional import bias
-from lightning_hnd.functional.bias import encoding, labelled, shortcut
+from lightning_hnd.functional.bias import Labelled, _resampled, encoding, labelled, rank_share, shortcut
 from lightning_hnd.measuring import unit_table
-from lightning_hnd.measuring.bias import bias_statistics, image_sets
+from lightning_hnd.measuring.bias import ImageSet, bias_statistics, image_sets
 from lightning_hnd.measuring.unit_table import UnitTable
 
 FACES = FaceDictionary.rendered(size=32, images=320, seed=3)
@@ -52,6 +54,96 @@ def test_a_dissection_holds_the_measures_of_its_peaks() -> None:
         np.testing.assert_allclose(
             found[f"encoding_{name}"][PAPER.global_index("gender")], getattr(strength, name), atol=1e-9
         )
+
+
+def test_each_set_of_images_is_measured_by_its_own_ranks() -> None:
+    peak = torch.rand(len(FACES), 9, generator=torch.Generator().manual_seed(0))
+    table, sets = UnitTable(), image_sets(FACES.annotations)
+    table.append(peak.t())
+    found = bias_statistics(PAPER, sets, table, 9)
+    shown = [Labelled(rank_share(peak[own.images]), *own.shown) for own in sets]
+    for task, of_task in zip(sets, shown, strict=True):
+        for cue, of_cue in zip(sets, shown, strict=True):
+            same = task is cue or not len(task.images) or not len(cue.images)
+            expected = shortcut(of_task, of_cue)
+            for name, value in ({} if same else vars(expected)).items():
+                measured = found[f"shortcut_{name}"][task.label[:, None], cue.label]
+                torch.testing.assert_close(measured, value, equal_nan=True, msg=name)
+    lean = torch.cat([encoding(own, torch.ones(9, dtype=torch.bool)).lean for own in shown[len(PAPER.kinds) :]])
+    torch.testing.assert_close(found["encoding_lean"], lean, equal_nan=True)
+
+
+def measured(batches: list[DictionaryBatch], maps: Tensor) -> dict[str, Tensor]:
+    metric = DissectionMetric()
+    for batch in batches:
+        metric.update(maps[batch.index], batch)
+    return metric.compute()
+
+
+def test_batches_may_come_in_any_order() -> None:
+    maps = torch.randn(len(FACES), 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    batches = list(FACES.batches(50))
+    whole = measured(batches, maps)
+    assert whole["shortcut_z"].isfinite().any()
+    assert whole["encoding_index"].isfinite().any()
+    for name, value in measured(batches[::-1], maps).items():
+        torch.testing.assert_close(value, whole[name], equal_nan=True, msg=name)
+
+
+def test_some_batches_are_a_dictionary_of_their_own() -> None:
+    maps = torch.randn(len(FACES), 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    some = torch.arange(50, 300)
+    part = FACES.subset(some)
+    expected = measured(list(part.batches(50)), maps[some])
+    expected["exemplar_image"] += 50
+    assert expected["shortcut_z"].isfinite().any()
+    for name, value in measured(list(FACES.batches(50))[1:6], maps).items():
+        torch.testing.assert_close(value, expected[name], equal_nan=True, msg=name)
+
+
+def test_what_labels_can_tell_is_found_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Annotations] = []
+
+    def asking(known: Annotations) -> list[ImageSet]:
+        asked.append(known)
+        return image_sets(known)
+
+    monkeypatch.setattr("lightning_hnd.measuring.metric.image_sets", asking)
+    for _ in range(2):
+        dissect(network(), FACES, layers=["1", "3"], level=None)
+    assert asked == [FACES.annotations]
+
+
+def subsets() -> str:
+    """What a process says that shows other images than the other one."""
+    rank = torch.distributed.get_rank()
+    faces = FACES.subset(range(rank, len(FACES), 2))
+    metric = DissectionMetric()
+    for batch in faces.batches(50):
+        metric.update(torch.zeros(len(batch.index), 2, 4, 4), batch)
+    try:
+        metric.compute()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_processes_with_different_dictionaries_are_refused(pair: Pair) -> None:
+    said = "the processes have shown different dictionaries; all must be given the same one"
+    assert pair.results(subsets) == [said, said]
+
+
+def test_resamples_are_all_different_however_many_are_drawn_at_once() -> None:
+    contrast = torch.eye(40, dtype=torch.float64)[:, :2]
+    for at_once in (0, 7, 1000):
+        drawn = list(_resampled(contrast, 50, 0, at_once))
+        exchanged = torch.cat([some for some, _ in drawn], dim=1)
+        weight = torch.cat([some for _, some in drawn])
+        assert exchanged.shape == (40, 50, 2)
+        assert (exchanged.sum(0) == 1).all()  # each image is drawn once
+        assert (weight.sum(1) == 40).all()
+        assert len(weight.unique(dim=0)) == 50
+        assert len(exchanged.argmax(0).unique(dim=0)) > 45  # of 40 x 39 two may be alike
 
 
 def test_what_the_dictionary_cannot_tell_is_nan_and_nothing_else() -> None:

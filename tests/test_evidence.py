@@ -300,12 +300,13 @@ def test_what_processes_gathered_joins_to_the_whole(spilt: bool, monkeypatch: py
     faces = random_dictionary(images=60)
     maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(1))
     expected = gather(faces, maps)
+    assert expected["associated_z"].isfinite().any()
     monkeypatch.setattr("lightning_hnd.measuring.unit_table._AT_ONCE", 100)  # many blocks
     table, barrier = [None] * 3, threading.Barrier(3)
 
     def share(rank: int) -> dict[str, torch.Tensor]:
         evidence = Evidence(faces)
-        for i, batch in enumerate(faces.batches(20, shard=rank, num_shards=3)):
+        for i, batch in enumerate(faces.batches(20, shard=(1, 0, 2)[rank], num_shards=3)):  # not in the images' order
             evidence.update(maps[batch.index], batch)
             if spilt and i == 0:
                 evidence.spill()
@@ -317,3 +318,15 @@ def test_what_processes_gathered_joins_to_the_whole(spilt: bool, monkeypatch: py
         for found in pool.map(share, range(3)):
             for name, value in expected.items():
                 assert torch.allclose(found[name], value, atol=1e-4, equal_nan=True), name
+
+
+def test_images_shown_twice_or_never_are_named() -> None:
+    faces = random_dictionary(images=60)
+    maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(1))
+    first, *rest = faces.batches(20)
+    for batches, seen in (([first, first, *rest], "30, 20 of them different"), (rest, "10, 10 of them different")):
+        evidence = Evidence(faces)
+        for batch in batches:
+            evidence.update(maps[batch.index], batch)
+        with pytest.raises(ValueError, match=f"labels of kind 'part' it has seen {seen}, of 20"):
+            evidence.compute()

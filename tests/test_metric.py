@@ -268,6 +268,8 @@ def test_bad_activations_are_named(dictionary: FaceDictionary) -> None:
     metric.update(maps[:8], batch)
     with pytest.raises(ValueError, match=r"maps \[U, h, w\] were \[5, 4, 6\] and are now \[5, 4, 5\]"):
         metric.update(maps[:8, ..., :5], batch)
+    with pytest.raises(ValueError, match=r"maps were torch.float32 and are now torch.float64"):
+        metric.update(maps[:8].double(), batch)
     maps[3, 2, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"1 of 5 units have activations that are NaN or infinite.* unit 2"):
         metric.update(maps[:8], batch)
@@ -295,7 +297,10 @@ def test_updates_may_go_on_outside_inference_mode(dictionary: FaceDictionary) ->
         metric.update(maps[first.index], first)
     for batch in rest:
         metric.update(maps[batch.index], batch)
-    assert_same(metric.compute(), run(DissectionMetric(), dictionary, maps, 8))
+    with torch.inference_mode():
+        metric.let_go()
+        metric.fix_thresholds()
+    assert_same(run(metric, dictionary, maps, 8), run(DissectionMetric(), dictionary, maps, 8))
 
 
 def test_a_wrong_number_of_images_is_named(dictionary: FaceDictionary) -> None:

@@ -14,6 +14,7 @@ from runs import Net, data, trainer
 from torch import Tensor, nn
 
 from lightning_hnd import Dissection, DissectionMetric, FaceDictionary, HNDCallback, dissect
+from lightning_hnd.functional.affinity import mid_ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -98,3 +99,14 @@ def test_the_default_type_changes_nothing() -> None:
         torch.set_default_dtype(torch.float32)
     assert faces.fingerprint == expected_faces.fingerprint
     same_statistics(found, expected)
+
+
+def test_ranks_of_many_equal_values_are_exact_whatever_the_default_type() -> None:
+    values = torch.arange(4001.0).sub(2500).relu().unsqueeze(1)  # 2,501 zeros: no half of that in bfloat16
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        ranks = mid_ranks(values)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert ranks[:2501].unique().tolist() == [1251.0]
+    assert ranks[2501:, 0].tolist() == list(range(2502, 4002))

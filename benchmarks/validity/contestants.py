@@ -89,8 +89,7 @@ def by_rank(exam: Exam) -> Verdict:
     Benjamini-Hochberg over units after Bonferroni over concepts. Parts have no absence and are never named.
     """
     peak = exam.maps.flatten(2).amax(2)
-    carried = torch.zeros(len(exam.faces), len(PAPER.local), dtype=torch.bool)
-    carried[exam.faces.mask_image, exam.faces.mask_concept] = True
+    carried = exam.faces.carried
     auroc = torch.full((peak.shape[1], len(PAPER.local)), 0.5, dtype=torch.float64)
     z = torch.full_like(auroc, -torch.inf)
     for kind in range(len(PAPER.kinds)):

@@ -209,8 +209,7 @@ def real(path: Path, seed: int, size: int, *, everybody: bool = False) -> Truth:
 
 def _seen(faces: FaceDictionary, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What is there and where, of photographs."""
-    carried = torch.zeros(len(faces), len(PAPER.local), dtype=torch.bool)
-    carried[faces.mask_image, faces.mask_concept] = True
+    carried = faces.carried
     present, place = carried.clone(), torch.zeros(len(faces), len(PAPER.local), SIZE, SIZE, dtype=torch.uint8)
     for c in faces.mask_concept.unique().tolist():
         inside = faces.source == int(_KIND[c])
@@ -228,8 +227,7 @@ def _seen(faces: FaceDictionary, generator: torch.Generator) -> tuple[Tensor, Te
 def _natural(faces: FaceDictionary) -> tuple[Pair, ...]:
     """Each attribute with the one that goes along with it most, where they correlate by 0.3 or more."""
     rows = faces.source == _ATTRIBUTE
-    carried = torch.zeros(len(faces), len(PAPER.local))
-    carried[faces.mask_image, faces.mask_concept] = 1
+    carried = faces.carried.float()
     which = [c for c in range(len(PAPER.local)) if _KIND[c] == _ATTRIBUTE and faces.images_per_concept[c]]
     correlation = torch.corrcoef(carried[rows][:, which].t()).fill_diagonal_(0)
     names = [PAPER.local[c].name for c in which]

@@ -29,7 +29,8 @@ class Evidence:
     """What the units of one layer did at the places of concepts.
 
     What grows with the images, four bytes for each of them, each unit and each concept of the image's kind that can be
-    absent, is kept in memory or, after :meth:`spill`, in temporary files.
+    absent, is kept in memory or, after :meth:`spill`, in temporary files. What the labels of the images can tell, some
+    hundred bytes for each, is kept with the dictionary.
 
     Args:
         faces: The dictionary that streams by.
@@ -136,6 +137,9 @@ class Evidence:
             - ``group_z``, ``group_effect [U, G]``: for a group whether the effect is above 0, of the peak, the mean and
               each cell, all other labels of ``labels.csv`` held fixed
               (:class:`~lightning_hnd.evidence.groups.GroupEvidence`)
+
+        Raises:
+            ValueError: If images with local labels were shown twice, or not at all.
         """
         units, concepts = self._units, len(self._faces.ontology.local)
         result = {
@@ -161,7 +165,13 @@ class Evidence:
             result |= self._groups.compute(total, units)
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             images = seen.all_images(processes)
-            in_order = images.argsort()  # whichever process has seen which
+            shown, in_order = images.sort()  # whichever process has seen which
+            if kind.tests and not torch.equal(shown, kind.images):
+                name, different = self._faces.ontology.kinds[kind.number], len(shown.unique())
+                raise ValueError(
+                    "evidence needs every image of the dictionary once; of those with labels of kind "
+                    f"{name!r} it has seen {len(shown)}, {different} of them different, of {len(kind.images)}"
+                )
 
             def associate(first: int, block: Tensor, kind: _Kind = kind, in_order: Tensor = in_order) -> None:
                 ranks, step = ranks_and_step(block[:, in_order])
@@ -191,6 +201,7 @@ class _Kind:
 
     Attributes:
         number: The source.
+        images: ``[n]`` int64, those that it labels.
         concepts: ``L`` concepts that have masks.
         absent: Those of them that enough images carry and enough do not.
         tests: Each of these, and its contrast over the source's images: other concepts, and what ``labels.csv`` says of
@@ -198,6 +209,7 @@ class _Kind:
     """
 
     number: int
+    images: Tensor
     concepts: list[int]
     absent: list[int]
     tests: list[tuple[int, Contrast]]
@@ -210,7 +222,7 @@ class _Kind:
         carried, groups = faces.carried[images], other_labels(faces.known[images], faces.ontology)
         others = [torch.cat([carried[:, [o for o in concepts if o != c]], groups], dim=1) for c in absent]
         tests = [(c, Contrast.of(carried[:, c], fixed)) for c, fixed in zip(absent, others, strict=True)]
-        return cls(kind, concepts, absent, tests)
+        return cls(kind, images, concepts, absent, tests)
 
 
 class _Seen:

@@ -199,7 +199,7 @@ def _ordered_ranks(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]
             runs = positions(opens)
             more = runs.diff(append=runs.new_tensor([len(tied)]))
             head, flat = tied[runs] - 1, ranks.view(-1)
-            flat[head] += more / 2
+            flat[head] += more.double() / 2
             flat[tied] = flat[head].repeat_interleave(more, output_size=len(tied))
         return order, ranks
     first = positions(begins)  # of each run

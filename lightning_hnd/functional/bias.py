@@ -26,7 +26,7 @@ LEVEL = 0.95
 RESAMPLES = 200
 """Permutations, and bootstrap samples."""
 
-_AT_ONCE = 2**21  # numbers of images, groups and resamples that are held together
+_AT_ONCE = 2**21  # numbers of images or units, groups and resamples that are held together
 
 
 class Contrasts(NamedTuple):
@@ -230,8 +230,9 @@ def encoding_sums(
     if not told.numel():
         return EncodingSums(contrast.new_full((1 + 2 * resamples,), torch.nan), lean)
     found = torch.stack([_strength(label_effects(share, told).unsqueeze(1)) for share in shares()]).sum(0)
+    longest = max(len(told), *(share.shape[1] for share in shares()))
     by_exchange, by_bootstrap = [], []
-    for exchanged, weight in _resampled(told, resamples, seed):
+    for exchanged, weight in _resampled(told, resamples, seed, _AT_ONCE // (longest * told.shape[1])):
         exchange, bootstrap = torch.zeros_like(weight[:, 0]), torch.zeros_like(weight[:, 0])
         for share in shares():
             exchange += _strength((2 * share.T @ exchanged.flatten(1)).unflatten(1, exchanged.shape[1:]))
@@ -241,13 +242,12 @@ def encoding_sums(
     return EncodingSums(torch.cat([found, *by_exchange, *by_bootstrap]), lean)
 
 
-def _resampled(contrast: Tensor, resamples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _resampled(contrast: Tensor, resamples: int, seed: int, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Contrasts ``[n, r, G]`` of ``r`` exchanges of groups and weights ``[r, n]`` of ``r`` bootstrap samples."""
-    n, groups = contrast.shape
-    generator, device = torch.Generator().manual_seed(seed), contrast.device
-    at_once = max(1, _AT_ONCE // (n * groups))
-    for first in range(0, resamples, at_once):
-        some = min(at_once, resamples - first)
+    n, device = len(contrast), contrast.device
+    generator = torch.Generator().manual_seed(seed)
+    for first in range(0, resamples, max(1, at_once)):
+        some = min(max(1, at_once), resamples - first)
         order = torch.rand(some, n, generator=generator, dtype=torch.float32).argsort(1).t()
         drawn = torch.randint(n, (some, n), generator=generator)
         weight = torch.zeros(some, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())

@@ -72,7 +72,7 @@ class LayerTimeline:
         dead: ``[T, U]`` bool.
         measures: ``encoding_index``, ``encoding_low``, ``encoding_high``, ``encoding_p``, each ``[T, K]``, and
             ``shortcut_index``, ``shortcut_error``, ``shortcut_z``, each ``[T, L, L]``, as
-            :class:`~lightning_hnd.measuring.bias.BiasStatistics` describes them; NaN for moments of older files.
+            :func:`~lightning_hnd.measuring.bias.bias_statistics` describes them; NaN for moments of older files.
     """
 
     name: str

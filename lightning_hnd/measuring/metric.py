@@ -57,8 +57,8 @@ class DissectionMetric(Metric):
       remembered of every image goes to a temporary file. Then :meth:`fix_thresholds` is called and the same batches are
       given to :meth:`update` again, to be counted. Memory does not grow with the images.
 
-    With several processes each counts the maps of its own images; what they exchange are each unit's peaks and largest
-    values, and sums.
+    With several processes, which must all have the same dictionary, each counts the maps of its own images; what they
+    exchange are each unit's peaks and largest values, and sums.
 
     Args:
         ontology: The concepts that the batches speak of.
@@ -87,6 +87,7 @@ class DissectionMetric(Metric):
     higher_is_better = None
     full_state_update = False
 
+    dictionary: list[Tensor]
     index: list[Tensor]
     peak: list[Tensor]
     low: list[Tensor]
@@ -97,7 +98,7 @@ class DissectionMetric(Metric):
     counts: list[Tensor]
     exemplar_map: list[Tensor]
 
-    _FIRST_PASS = ("index", "low")
+    _FIRST_PASS = ("dictionary", "index", "low")
     _LARGE = ("peak", "top")  # filled from tables when processes sync, empty otherwise
     _COUNTING = ("threshold", "exemplar_image", "counted", "counts", "exemplar_map")
 
@@ -144,15 +145,15 @@ class DissectionMetric(Metric):
             batch: The batch of dictionary images that they were computed from, on the same device.
 
         Raises:
-            ValueError: If the shape is not that of maps of these images, or differs from the last batch's, or
-                a value is not finite; if the batch is of another dictionary than the last one, or of other concepts
-                than the metric's.
+            ValueError: If the shape is not that of maps of these images, or it or the type differs from the last
+                batch's, or a value is not finite; if the batch is of another dictionary than the last one, or of
+                other concepts than the metric's.
         """
         maps = self._shaped(activations, batch)
-        self._belong_together(batch)
         local = batch.source >= 0
         peak, trough = maps.flatten(2).amax(-1), maps.flatten(2).amin(-1)
         _require_finite(peak, trough)
+        self._belong_together(batch)
         if self._twice and len(self.threshold):
             fires = (peak > self.threshold[0]) & local[:, None]
             self._count(MapsAndMasks.of(*_select(maps, fires), batch))
@@ -193,7 +194,10 @@ class DissectionMetric(Metric):
         elif self._map_shape != tuple(activations.shape[1:]):
             raise ValueError(f"maps [U, h, w] were {list(self._map_shape)} and are now {list(activations.shape[1:])}")
         maps = activations.detach().contiguous()
-        return maps if maps.dtype == torch.float64 else maps.float()
+        maps = maps if maps.dtype == torch.float64 else maps.float()
+        if len(self.low) and maps.dtype != self.low[0].dtype:
+            raise ValueError(f"maps were {self.low[0].dtype} and are now {maps.dtype}")
+        return maps
 
     def _belong_together(self, batch: DictionaryBatch) -> None:
         annotations = batch.dictionary.annotations
@@ -203,7 +207,8 @@ class DissectionMetric(Metric):
             )
         if self._annotations is None:
             self._annotations = annotations
-        elif not self._annotations.agree(annotations):
+            self.dictionary.append(torch.tensor([annotations.digest], device=batch.index.device))
+        elif self._annotations is not annotations and self._annotations.digest != annotations.digest:
             raise ValueError("the batches are of two dictionaries; use a metric for each, or reset() it in between")
 
     # ------------------------------------------------------------------------------------------------------ counting
@@ -230,13 +235,16 @@ class DissectionMetric(Metric):
         """Ends the first pass. Called by :meth:`compute`; with two passes call it between them, in all processes.
 
         Raises:
-            ValueError: If there were not as many local images as ``num_local`` said, or no image at all.
+            ValueError: If there were not as many local images as ``num_local`` said, or no image at all, or processes
+                have shown images of different dictionaries.
         """
         if len(self.threshold):
             return
         super().sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
         try:
             state = self._state(self._FIRST_PASS)
+            if len(state["dictionary"].unique()) > 1:
+                raise ValueError("the processes have shown different dictionaries; all must be given the same one")
             local = self._local(self._known(state["index"]))
             threshold = self._threshold(state, int(local.sum()))
             parts = self._by_units(threshold[None])
@@ -246,8 +254,10 @@ class DissectionMetric(Metric):
                 self.unsync()
         units, concepts = len(threshold), len(self.ontology.local)
         self.threshold, self.exemplar_image = [threshold], [exemplar_image]
-        self.counts = [torch.zeros(1, 4, units, concepts, dtype=torch.int64, device=threshold.device)]
-        self.exemplar_map = [state["low"].new_zeros(1, *exemplar_image.shape, *self._map_shape[1:])]
+        with torch.inference_mode(False):  # as above
+            self.counts = [torch.zeros(1, 4, units, concepts, dtype=torch.int64, device=threshold.device)]
+            empty = torch.zeros(1, *exemplar_image.shape, *self._map_shape[1:], dtype=state["low"].dtype)
+            self.exemplar_map = [empty.to(threshold.device)]
         for some in self._kept.together():
             self._count(some)
 
@@ -341,7 +351,8 @@ class DissectionMetric(Metric):
         dead = torch.cat([part["dead"] for part in parts])
         overlap = Overlap(*state["counts"].sum(0))
         index, in_order = state["index"].sort()  # whatever the order of the batches
-        sets = [own.among(in_order) for own in self._known(index).once(image_sets)]
+        assert self._annotations is not None
+        sets = [own.among(in_order) for own in self._annotations.of(index).once(image_sets)]
         return {
             "threshold": state["threshold"][:units],  # all processes found the same
             "low": low[1] if bool(local.any()) else torch.zeros_like(low[1]),
