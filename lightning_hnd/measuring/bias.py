@@ -40,9 +40,8 @@ class ImageSet(NamedTuple):
 
     def among(self, places: Tensor) -> ImageSet:
         """The same set where the images stand elsewhere, at ``places [N]``."""
-        return self._replace(
-            images=places[self.images], label=self.label.to(places), shown=self.shown.to(places.device)
-        )
+        device = places.device
+        return ImageSet(places[self.images.to(device)], self.label.to(device), self.shown.to(device))
 
 
 def image_sets(known: Annotations) -> list[ImageSet]:
