@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -33,6 +30,7 @@ from lightning_hnd.dictionary.datacard import write_datacard
 from lightning_hnd.dictionary.folder import write_table
 from lightning_hnd.dictionary.layout import GLOBAL_FOLDER, TABLE_OF_KIND
 from lightning_hnd.dictionary.similar import families
+from lightning_hnd.in_threads import in_threads
 from lightning_hnd.whole_files import whole_folder
 
 T = TypeVar("T")
@@ -212,7 +210,7 @@ def _with_skin_tone(faces: Sequence[Face], findings: Mapping[str, Findings], pro
         return replace(face, groups=groups, labels={**face.labels, "ita_degrees": f"{angle:.1f}"})
 
     result = []
-    for face, measured in zip(faces, _in_threads(measure, faces, "Measuring skin tone", progress), strict=True):
+    for face, measured in zip(faces, in_threads(measure, faces, "Measuring skin tone", progress=progress), strict=True):
         if isinstance(measured, Face):
             result.append(measured)
         else:
@@ -270,7 +268,7 @@ class _Draft:
 
         failed = set()
         together = [new[start : start + _TOGETHER] for start in range(0, len(new), _TOGETHER)]
-        with contextlib.closing(_in_threads(write, together, "Writing faces", progress)) as results:
+        with contextlib.closing(in_threads(write, together, "Writing faces", progress=progress)) as results:
             for i, result in zip(new, chain.from_iterable(results), strict=True):
                 if isinstance(result, Written):
                     self.written[i] = self.choice.roles[i], result
@@ -366,22 +364,3 @@ def _version() -> str:
         return version("lightning-hnd")
     except PackageNotFoundError:
         return "(not installed)"
-
-
-def _in_threads(do: Callable[[Any], T], items: Iterable[Any], title: str, progress: bool) -> Generator[T, None, None]:
-    """Does something to each of many, in order; Pillow lets other threads run while it decodes.
-
-    After an exception, and once it is closed, no thread of it does anything.
-    """
-    items, threads = list(items), f"lightning-hnd {title}"
-    with ThreadPoolExecutor(os.cpu_count(), threads) as pool:  # more would only wait for each other
-        try:
-            yield from tqdm(
-                pool.map(do, items), title, len(items), leave=False, disable=None if progress else True, delay=1
-            )
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            for thread in threading.enumerate():  # one that was starting when an interrupt came the pool does not know
-                if thread.name.startswith(threads):
-                    thread.join()
-            raise

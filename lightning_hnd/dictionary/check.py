@@ -21,7 +21,7 @@ from lightning_hnd.dictionary.flaws import Finding, Flaw, Level
 from lightning_hnd.dictionary.layout import Entry, Files, list_folder
 from lightning_hnd.dictionary.looking import Look, look
 from lightning_hnd.dictionary.masks import PackedMasks
-from lightning_hnd.dictionary.pixels import in_threads
+from lightning_hnd.in_threads import in_threads
 
 
 @dataclass(frozen=True)

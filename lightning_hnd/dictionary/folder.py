@@ -28,7 +28,8 @@ from lightning_hnd.dictionary.layout import (
 )
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.dictionary.packed import PackedDictionary, packed
-from lightning_hnd.dictionary.pixels import in_threads, open_face
+from lightning_hnd.dictionary.pixels import open_face
+from lightning_hnd.in_threads import in_threads
 
 
 def read_folder(

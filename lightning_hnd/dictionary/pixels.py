@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
-from tqdm.auto import tqdm
 
 from lightning_hnd.dictionary.flaws import Finding, Flaw, Report
 from lightning_hnd.dictionary.layout import Entry
@@ -24,9 +22,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _NUMBERS = ("1", "L", "I", "F", *_SIXTEEN_BITS)
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -84,23 +79,6 @@ def open_face(root: Path, entry: Entry, channels: int, report: Report) -> Face |
         values = np.asarray(mask if mask.mode in _NUMBERS else mask.convert("RGB"))
         masks[concept] = values if values.ndim == 2 else values.max(-1)
     return Face(picture.convert("RGB" if channels == 3 else "L"), masks)
-
-
-def in_threads(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], title: str
-) -> Generator[_Result, None, None]:
-    """Results in the order of the items, with a progress bar. Close it, so that no work is done in vain after an error.
-
-    Args:
-        function: Pillow and NumPy let other threads run while they work.
-        items: What to give to it, one at a time.
-        title: Of the progress bar.
-    """
-    pool = ThreadPoolExecutor()
-    try:
-        yield from tqdm(pool.map(function, items), title, len(items), leave=False, disable=None, delay=2)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class NoPictureError(ValueError):
