@@ -14,10 +14,11 @@ from torchmetrics.utilities.data import dim_zero_cat
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.dictionary.annotations import Annotations
-from lightning_hnd.functional import Overlap, concept_response, count_overlap, group_affinity, order_statistic
+from lightning_hnd.functional import Overlap, count_overlap, order_statistic
 from lightning_hnd.measuring.bias import bias_statistics, image_sets
 from lightning_hnd.measuring.kept_maps import KeptMaps, MapsAndMasks
 from lightning_hnd.measuring.largest import Largest, thresholds
+from lightning_hnd.measuring.peaks import exemplars, responses
 from lightning_hnd.measuring.unit_table import UnitTable
 from lightning_hnd.rules import README
 
@@ -248,7 +249,8 @@ class DissectionMetric(Metric):
             local = self._local(self._known(state["index"]))
             threshold = self._threshold(state, int(local.sum()))
             parts = self._by_units(threshold[None])
-            exemplar_image = torch.cat([self._exemplars(p[local], state["index"][local], t[0]) for p, t in parts])
+            index, number = state["index"][local], self.num_exemplars
+            exemplar_image = torch.cat([exemplars(p[local], index, t[0], number) for p, t in parts])
         finally:
             if self._is_synced:
                 self.unsync()
@@ -284,24 +286,6 @@ class DissectionMetric(Metric):
             return state["low"].new_full((units,), torch.inf, dtype=torch.float64)
         assert self._largest is not None
         return thresholds(self._table("top", self._largest.table), num_values, self.quantile)
-
-    def _exemplars(self, peak: Tensor, index: Tensor, threshold: Tensor) -> Tensor:
-        """The images ``[N]`` on which each unit fires and peaks highest, the earlier first among equals: ``[U, E]``."""
-        result = index.new_full((peak.shape[1], self.num_exemplars), -1)
-        count = min(self.num_exemplars, len(index))
-        if count == 0:
-            return result
-        least = peak.topk(count, dim=0).values[-1]
-        image, unit = ((peak >= least) & (peak > threshold)).nonzero(as_tuple=True)
-        order = index[image].argsort()  # by unit, then falling peak, then image
-        order = order[peak[image, unit][order].argsort(descending=True, stable=True)]
-        order = order[unit[order].argsort(stable=True)]
-        image, unit = image[order], unit[order]
-        every = torch.bincount(unit, minlength=peak.shape[1])
-        rank = torch.arange(len(unit), device=unit.device) - (every.cumsum(0) - every)[unit]
-        first = rank < count
-        result[unit[first], rank[first]] = index[image[first]]
-        return result
 
     # -------------------------------------------------------------------------------------------------------- result
 
@@ -347,7 +331,7 @@ class DissectionMetric(Metric):
             raise ValueError("the second pass must show the same images as the first, each once")
         units = state["exemplar_map"].shape[1]
         low = state["low"].view(-1, 2 + len(self.ontology.global_), units).amin(0)
-        parts = [self._responses(peak, part, local, known) for peak, part in self._by_units(low)]
+        parts = [responses(known, peak, part) for peak, part in self._by_units(low)]
         dead = torch.cat([part["dead"] for part in parts])
         overlap = Overlap(*state["counts"].sum(0))
         index, in_order = state["index"].sort()  # whatever the order of the batches
@@ -388,22 +372,6 @@ class DissectionMetric(Metric):
         table = UnitTable()
         table.append(synced.t())
         return table
-
-    def _responses(self, peak: Tensor, low: Tensor, local: Tensor, known: Annotations) -> dict[str, Tensor]:
-        """What rests on the peaks of units: ``peak [N, U]``, ``low [2 + K, U]``."""
-        high = peak[local].amax(0) if bool(local.any()) else torch.zeros_like(low[0])
-        region = torch.tensor(self.ontology.concept_region, device=peak.device)
-        probability = [peak.new_zeros(peak.shape[1], 0, dtype=torch.float64)]
-        for concept, group, least in zip(self.ontology.global_, known.group.unbind(1), low[2:], strict=True):
-            shown = group >= 0
-            most = peak[shown].amax(0) if bool(shown.any()) else least
-            probability.append(group_affinity(peak[shown], least, most, group[shown], len(concept.groups)))
-        return {
-            "high": high,
-            "dead": low[0] == peak.amax(0),
-            "response": concept_response(peak[local], low[1], high, known.carried[local], region),
-            "group_probability": torch.cat(probability, dim=1),
-        }
 
     def _state(self, names: Sequence[str]) -> dict[str, Tensor]:
         if not len(self.index):
