@@ -14,7 +14,7 @@ from lightning_hnd.functional.masks import CutMasks, cut_masks
 from lightning_hnd.functional.threads import side_by_side
 from lightning_hnd.functional.tiles import TileGrid, active_blocks, crossings
 
-_CELLS = 2**20  # blocks looked at together,
+_CELLS = 2**21  # blocks looked at together,
 _BLOCKS = 2**16  # ... and pixels counted in: large enough for the cost of a call, small enough for the caches
 
 

@@ -13,7 +13,7 @@ from lightning_hnd.functional.host import positions
 from lightning_hnd.functional.masks import CutMasks
 
 _LITTLE = 2**26  # bytes of maps that are not worth looking through
-_TOGETHER = 2**22  # values of maps that are counted together
+_TOGETHER = 2**24  # values of maps that are counted together
 
 
 class MapsAndMasks(NamedTuple):
