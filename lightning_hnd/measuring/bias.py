@@ -45,11 +45,14 @@ class ImageSet(NamedTuple):
 
 
 def image_sets(known: Annotations) -> list[ImageSet]:
-    """What is known of the images of a dictionary can tell of a layer's bias.
+    """What the labels of a dictionary's images can tell of a layer's bias.
 
     Labels are the local concepts, then the groups, in the order of the ontology. Those of local concepts are compared
     on the images of their kind, groups on the images of their global concept, other labels of the same images held
     fixed, those of ``labels.csv`` among them.
+
+    Args:
+        known: Of the images, in main memory.
 
     Returns:
         A set for each kind of local concepts, then one for each global concept.

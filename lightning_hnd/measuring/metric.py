@@ -88,7 +88,7 @@ class DissectionMetric(Metric):
     higher_is_better = None
     full_state_update = False
 
-    dictionary: list[Tensor]
+    digest: list[Tensor]
     index: list[Tensor]
     peak: list[Tensor]
     low: list[Tensor]
@@ -99,7 +99,7 @@ class DissectionMetric(Metric):
     counts: list[Tensor]
     exemplar_map: list[Tensor]
 
-    _FIRST_PASS = ("dictionary", "index", "low")
+    _FIRST_PASS = ("digest", "index", "low")
     _LARGE = ("peak", "top")  # filled from tables when processes sync, empty otherwise
     _COUNTING = ("threshold", "exemplar_image", "counted", "counts", "exemplar_map")
 
@@ -208,7 +208,7 @@ class DissectionMetric(Metric):
             )
         if self._annotations is None:
             self._annotations = annotations
-            self.dictionary.append(torch.tensor([annotations.digest], device=batch.index.device))
+            self.digest.append(torch.tensor([annotations.digest], device=batch.index.device))
         elif self._annotations is not annotations and self._annotations.digest != annotations.digest:
             raise ValueError("the batches are of two dictionaries; use a metric for each, or reset() it in between")
 
@@ -244,7 +244,7 @@ class DissectionMetric(Metric):
         super().sync(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute)
         try:
             state = self._state(self._FIRST_PASS)
-            if len(state["dictionary"].unique()) > 1:
+            if len(state["digest"].unique()) > 1:
                 raise ValueError("the processes have shown different dictionaries; all must be given the same one")
             local = self._local(self._known(state["index"]))
             threshold = self._threshold(state, int(local.sum()))
