@@ -1,7 +1,7 @@
 """The command line: ``lightning-hnd dictionary build``, ``check`` and ``show``, and ``lightning-hnd timeline``.
 
 Exit codes: 0, all is well; 1, the dictionary cannot be used or would make results wrong; 2, the command was not
-understood or cannot be carried out.
+understood or cannot be carried out; 130, it was interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_hnd.building import SourceOptions
     from lightning_hnd.concepts import Ontology
     from lightning_hnd.dissection import Dissection
+    from lightning_hnd.rules import Rule
 
 FINE, FINDINGS, USAGE = 0, 1, 2
 """Exit codes."""
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         code: int = args.run(args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"lightning-hnd: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
@@ -252,7 +253,7 @@ def _timeline(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"{args.out / 'hnd'} holds dissections already, and none is written over: give another --out"
             )
-        timeline = Timeline.of(_of_checkpoints(args), rule)
+        timeline = Timeline.of(_of_checkpoints(args, rule or ABOVE_CHANCE), rule)
     elif len(args.paths) == 1:
         inside = args.paths[0] / "hnd"
         timeline = Timeline.of(history(inside if inside.is_dir() else args.paths[0]), rule)
@@ -264,7 +265,7 @@ def _timeline(args: argparse.Namespace) -> int:
     return FINE
 
 
-def _of_checkpoints(args: argparse.Namespace) -> Iterator[Dissection]:
+def _of_checkpoints(args: argparse.Namespace, rule: Rule) -> Iterator[Dissection]:
     from tqdm.auto import tqdm
 
     from lightning_hnd import FaceDictionary
@@ -277,12 +278,20 @@ def _of_checkpoints(args: argparse.Namespace) -> Iterator[Dissection]:
     model = _named(args.model)
 
     def load(path: Path) -> Any:
-        return model.load_from_checkpoint(path, map_location="cpu")
+        try:
+            return model.load_from_checkpoint(path, map_location="cpu")
+        except (TypeError, AttributeError) as error:
+            raise ValueError(
+                f"cannot make {args.model} from {path}: {error}. It must be a LightningModule that saves what its "
+                "constructor takes: call save_hyperparameters() there"
+            ) from error
 
     paths = list(moments(args.paths).values())  # and none is loaded that holds more than tensors and plain data
     example = find_images(load(paths[0]).example_input_array)
     if args.size is None and example is None:
         raise ValueError(f"{args.model} has no example_input_array that says the size of its images: give --size")
+    if args.size is not None and len(args.size) > 2:
+        raise ValueError(f"--size takes one number or two, got {' '.join(map(str, args.size))}")
     size = args.size if example is None or args.size is not None else example.shape[-2:]
     channels = 3 if example is None else example.shape[-3]
     mean, std = (values[0] if len(values) == 1 else values for values in (args.mean, args.std))
@@ -292,7 +301,7 @@ def _of_checkpoints(args: argparse.Namespace) -> Iterator[Dissection]:
         if args.dictionary is None
         else FaceDictionary.from_folder(args.dictionary, **settings)
     )
-    found = dissect_checkpoints(paths, load, faces, layers=args.layers)
+    found = dissect_checkpoints(paths, load, faces, layers=args.layers, quantile=rule.quantile)
     for dissection in tqdm(found, "checkpoints", total=len(paths)):
         if args.out is not None:
             (args.out / "hnd").mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ class Ontology:
             one concept after the other, make every ``[G]`` axis.
 
     Raises:
-        ValueError: If two concepts share a name.
+        ValueError: If two concepts share a name, whether local or global.
 
     Example:
         >>> from lightning_hnd.concepts import Concept, GlobalConcept, Ontology
@@ -96,8 +96,7 @@ class Ontology:
     global_: tuple[GlobalConcept, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_unique((c.name for c in self.local), "local concept")
-        _require_unique((c.name for c in self.global_), "global concept")
+        _require_unique((c.name for c in (*self.local, *self.global_)), "concept")
 
     @cached_property
     def regions(self) -> tuple[str, ...]:

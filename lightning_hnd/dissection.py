@@ -40,6 +40,10 @@ class Dissection:
     rule: Rule
     info: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("layers", "info"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
     @classmethod
     def from_statistics(
         cls,
@@ -71,7 +75,7 @@ class Dissection:
         info: Mapping[str, str | int | float | bool | None],
     ) -> Dissection:
         layers = {name: LayerDissection.of(name, ontology, rule, layer) for name, layer in arrays.items()}
-        return cls(MappingProxyType(layers), ontology, rule, MappingProxyType(dict(info)))
+        return cls(layers, ontology, rule, info)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = {name: dict(layer.statistics) for name, layer in self.layers.items()}

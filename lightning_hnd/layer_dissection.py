@@ -219,12 +219,17 @@ class LayerDissection:
         """``[U]`` bool: units that are paired with at least one local concept."""
         return _frozen(np.asarray(self.paired_concepts.any(axis=1)))
 
+    @property
+    def strength(self) -> Array:
+        """``[U, C]``, what the concepts of a unit are ranked by: :attr:`ConceptPairing.strength`."""
+        return self.probability if self.rule.level is None else self.statistics["agreement"]
+
     @cached_property
     def strongest(self) -> tuple[int, ...]:
-        """The interpretable units, highest IoU first."""
-        best = np.where(self.interpretable, self.iou.max(axis=1, initial=0.0), -1.0)
-        order = np.argsort(-best, kind="stable")
-        return tuple(int(u) for u in order[: int(self.interpretable.sum())])
+        """The interpretable units, by what the rule goes by: highest IoU first or, with a level, highest strength."""
+        by = self.iou if self.rule.level is None else np.where(self.paired_concepts, self.strength, -np.inf)
+        order = np.argsort(-by.max(axis=1, initial=-np.inf), kind="stable")
+        return tuple(int(u) for u in order if self.interpretable[u])
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -234,8 +239,7 @@ class LayerDissection:
     def _unit(self, u: int) -> Unit:
         local = self.ontology.local
         paired = np.flatnonzero(self.paired_concepts[u])
-        ranked_by = self.probability if self.rule.level is None else self.statistics["agreement"]
-        concepts = sorted(paired, key=lambda c: (-ranked_by[u, c], c))
+        concepts = sorted(paired, key=lambda c: (-self.strength[u, c], c))
         groups = [(c.name, g) for c in self.ontology.global_ for g in c.groups]
         return Unit(
             index=u,

@@ -52,9 +52,10 @@ class Rule:
     @property
     def name(self) -> str:
         """``above_chance``, ``readme`` or ``released`` for the settings of that name, else the settings spelled out."""
-        if self.level is not None:  # the others decide nothing then, and the quantile only what IoU is reported
+        if self.level is not None:  # the bar decides nothing then, and the others only what IoU is reported
+            reported = "-firing" if self.firing_only else ""
             usual = (self.quantile, self.level) == (ABOVE_CHANCE.quantile, ABOVE_CHANCE.level)
-            return "above_chance" if usual else f"above_chance-q{self.quantile!r}-fdr{self.level!r}"
+            return f"above_chance{'' if usual else f'-q{self.quantile!r}-fdr{self.level!r}'}{reported}"
         for name, rule in (("readme", README), ("released", RELEASED)):
             if self == rule:
                 return name

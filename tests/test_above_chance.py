@@ -18,7 +18,17 @@ from runs import SIZE, TENSORS_ONLY, Memory, Net, data, trainer
 from test_evidence import squares
 from torch import nn
 
-from lightning_hnd import ABOVE_CHANCE, PAPER, README, Dissection, DissectionMetric, HNDCallback, Rule, dissect
+from lightning_hnd import (
+    ABOVE_CHANCE,
+    PAPER,
+    README,
+    Dissection,
+    DissectionMetric,
+    FaceDictionary,
+    HNDCallback,
+    Rule,
+    dissect,
+)
 from lightning_hnd.evidence.fresh import fresh_null, renewed
 from lightning_hnd.layer_dissection import ConceptPairing
 from lightning_hnd.report import scalars, scalars_over_time
@@ -78,6 +88,18 @@ def test_tables_show_the_number_that_concepts_are_ranked_by(dissection: Dissecti
     assert ConceptPairing("Smiling", "attribute", probability=0.3, iou=0.1).strength == 0.3
 
 
+def test_the_strongest_units_are_those_whose_maps_agree_most_with_what_they_are_paired_with() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 40, 4, 4), nn.ReLU())
+    with torch.no_grad():  # units that see how dark a place is, more or less surely
+        model[0].weight.copy_(torch.randn(40, 3, 4, 4, generator=torch.Generator().manual_seed(0)) / 8 - 0.02)
+    layer = dissect(model, FaceDictionary.rendered(size=64, images=300), layers="1", level=0.05)["1"]
+    best = [max((c.agreement or 0.0 for c in unit.concepts), default=None) for unit in layer.units]
+    assert [best[u] for u in layer.strongest] == sorted((b for b in best if b is not None), reverse=True)
+    assert len(layer.strongest) > 3
+    by_area = sorted(layer.strongest, key=lambda u: -layer.iou[u].max())
+    assert list(layer.strongest) != by_area
+
+
 def test_what_random_filters_of_the_architecture_do_as_well_is_not_learnt() -> None:
     dissection = seen(fresh_seeds=range(30))
     layer = dissection["layer"]
@@ -132,6 +154,7 @@ def test_file_keeps_the_evidence(tmp_path: Path) -> None:
 
 def test_names_of_rules_with_other_settings() -> None:
     assert Rule(quantile=0.05, iou_threshold=0.0, level=0.1).name == "above_chance-q0.05-fdr0.1"
+    assert Rule(firing_only=True, level=0.05).name == "above_chance-firing"  # of another mean_iou than above_chance
     with pytest.raises(ValueError, match="level must lie between 0 and 1"):
         Rule(level=1.0)
 

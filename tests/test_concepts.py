@@ -46,7 +46,9 @@ def test_mistakes_are_named() -> None:
         PAPER.concept_index("Smilling")
     with pytest.raises(KeyError, match="no global concept 'mood'"):
         PAPER.global_index("mood")
-    with pytest.raises(ValueError, match="local concept 'nose' is listed twice"):
+    with pytest.raises(ValueError, match="concept 'nose' is listed twice"):
         Ontology((Concept("nose", "part", "Nose"), Concept("nose", "attribute", "Nose")))
+    with pytest.raises(ValueError, match="concept 'beard' is listed twice"):  # labels_of could not tell them apart
+        Ontology((Concept("beard", "attribute", "Chin"),), (GlobalConcept("beard", ("none", "full")),))
     with pytest.raises(ValueError, match="needs at least two"):
         GlobalConcept("age", ("any",))

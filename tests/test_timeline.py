@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from lightning_hnd.history.checkpoints import dissect_checkpoints, moments
 from lightning_hnd.history.timeline import LayerTimeline, Moment
 from lightning_hnd.report import history
 from lightning_hnd.report.timelines import timeline_picture, write_timeline
-from lightning_hnd.rules import README
+from lightning_hnd.rules import README, RELEASED
 
 C, K, L = len(PAPER.local), len(PAPER.global_), len(PAPER.labels)
 G = L - C
@@ -255,6 +256,10 @@ def test_the_command_reads_a_runs_folder_and_checkpoints(tmp_path: Path, capsys:
     of_files = Timeline.of(history(tmp_path / "hnd"), README)
     checkpoints = [str(path) for path in (tmp_path / "ckpt").glob("*.ckpt")]
     assert main(["timeline", *checkpoints, "--model", "runs:Net", "--size", "24", "32", "--layers", "body.0"]) == 0
+    checkpoint, sized = checkpoints[0], ["--model", "runs:Net", "--size", "24", "32", "--layers", "body.0"]
+    assert main(["timeline", checkpoint, *sized, "--rule", "released", "--out", str(tmp_path / "of released")]) == 0
+    (file,) = (tmp_path / "of released" / "hnd").iterdir()
+    assert Dissection.load(file).rule.quantile == RELEASED.quantile
     kept = {path: path.read_bytes() for path in (tmp_path / "hnd").iterdir()}
     words = ["timeline", *checkpoints, "--model", "runs:Net", "--size", "24", "32", "--out", str(tmp_path)]
     assert main(words) == 2
@@ -263,6 +268,33 @@ def test_the_command_reads_a_runs_folder_and_checkpoints(tmp_path: Path, capsys:
     found = dissect_checkpoints(checkpoints, runs.Net.load_from_checkpoint, faces, layers="body.0")
     again = Timeline.of(found, README)
     assert again["body.0"] == of_files["body.0"].at([1, 2])  # all but the start, of which there is no checkpoint
+
+
+class Unmade(runs.Net):
+    """Cannot be made without being told what nobody has saved."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+
+class Unable(runs.Net):
+    """Takes no images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of order")
+
+
+def test_the_command_names_what_models_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs.trainer(tmp_path, max_epochs=1)
+    run.fit(runs.Net(), *runs.data())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    for model, size, message in (
+        ("Unmade", ["24"], "cannot make test_timeline:Unmade from .* call save_hyperparameters"),
+        ("Unable", ["24"], "out of order"),
+        ("Unable", ["24", "32", "48"], "--size takes one number or two, got 24 32 48"),
+    ):
+        assert main(["timeline", str(tmp_path / "a.ckpt"), "--model", f"test_timeline:{model}", "--size", *size]) == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 class Harm:

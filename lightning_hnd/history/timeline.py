@@ -88,8 +88,7 @@ class LayerTimeline:
     @classmethod
     def of(cls, layer: LayerDissection, moment: Moment) -> LayerTimeline:
         """That of one moment."""
-        ranked_by = layer.probability if layer.rule.level is None else layer.statistics["agreement"]
-        strongest = np.where(layer.paired_concepts, np.nan_to_num(ranked_by, nan=-1.0), -np.inf).argmax(1)
+        strongest = np.where(layer.paired_concepts, layer.strength, -np.inf).argmax(1)
         concept = np.where(layer.interpretable, strongest, -1)
         arrays = (layer.paired_concepts, layer.paired_groups, concept, layer.dead)
         own = {key: array[None] for key, array in zip(_ARRAYS, arrays, strict=True)}

@@ -15,7 +15,7 @@ def columns(layer: LayerDissection) -> tuple[str, ...]:
 
 
 def summary_table(layer: LayerDissection, rows: int = 8) -> Table:
-    """The strongest units of a layer, highest IoU first, each with its three strongest concepts: for the console.
+    """The strongest units of a layer, each with its three strongest concepts: for the console.
 
     Args:
         layer: Any.
