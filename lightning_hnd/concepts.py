@@ -96,7 +96,7 @@ class Ontology:
     global_: tuple[GlobalConcept, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_unique((c.name for c in (*self.local, *self.global_)), "concept")
+        _require_unique([c.name for c in self.local] + [c.name for c in self.global_], "concept")
 
     @cached_property
     def regions(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from lightning_hnd.functional.defence import defend
@@ -30,7 +32,7 @@ def test_a_pair_has_survived_each_of_its_questions() -> None:
     placed = torch.full((UNITS, PARTS + CONCEPTS), 12.0)
     found = defend(statistics(associated, placed), torch.ones(UNITS, dtype=torch.bool))
     assert found.paired[:, :PARTS].all()
-    assert torch.equal(found.paired, (found.associated != 0) & (found.placed == 1))
+    assert not (found.paired & ((found.associated == 0) | (found.placed != 1))).any()
     assert torch.equal(found.paired[:, PARTS], torch.arange(UNITS) < 3)
 
 
@@ -42,3 +44,43 @@ def test_neither_question_alone_makes_a_pair() -> None:
         found = defend(statistics(associated, torch.cat([no_parts, placed], dim=1)), live)
         assert not found.paired.any()
     assert defend(statistics(sure, torch.cat([no_parts, sure], dim=1)), live).paired[:, PARTS:].all()
+
+
+def test_whether_it_has_a_place_is_asked_of_what_seems_associated_alone() -> None:
+    """Twenty concepts and twelve parts do not make a place doubtful that one associated concept has."""
+    generator = torch.Generator().manual_seed(1)
+    associated = torch.randn(UNITS, CONCEPTS, generator=generator).clamp(max=1.5)
+    placed = torch.randn(UNITS, PARTS + CONCEPTS, generator=generator).clamp(max=1.0)
+    associated[:, 0], placed[:, PARTS] = 12.0, 2.5  # p = 0.006, and 0.2 once multiplied by all 32
+    found = defend(statistics(associated, placed), torch.ones(UNITS, dtype=torch.bool))
+    assert found.paired[:, PARTS].all()
+    assert found.placed[:, PARTS].eq(1).all()  # what is paired has survived
+    assert found.paired.sum() == UNITS
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_of_pairs_that_lack_either_answer_few_are_named(correlation: float) -> None:
+    """Concepts associated without a place, placed without association, and neither, beside a few that are both."""
+    generator = torch.Generator().manual_seed(2)
+
+    def noise(columns: int) -> torch.Tensor:  # units are alike in part
+        own, common = (torch.randn(n, columns, generator=generator) for n in (UNITS, 1))
+        return (1 - correlation) ** 0.5 * own + correlation**0.5 * common
+
+    associated_only, placed_only, both = slice(0, 6), slice(6, 12), slice(12, 13)
+    shares, found = [], []
+    for _ in range(400):
+        associated, placed = noise(CONCEPTS), noise(PARTS + CONCEPTS)
+        few = torch.rand(UNITS, CONCEPTS, generator=generator) < 0.3
+        for shift, where in ((associated, (associated_only, both)), (placed[:, PARTS:], (placed_only, both))):
+            for concepts in where:
+                shift[:, concepts] += 5.0 * few[:, concepts]
+        true = torch.zeros(UNITS, CONCEPTS, dtype=torch.bool)
+        true[:, both] = few[:, both]
+        named = defend(statistics(associated, placed), torch.ones(UNITS, dtype=torch.bool)).paired[:, PARTS:]
+        selected = named.any(1)
+        false = (named & ~true).sum(1)[selected] / named.sum(1)[selected]
+        shares.append(float(false.sum()) / max(int(selected.sum()), 1))
+        found.append(float((named & true).sum() / true.sum()))
+    assert np.mean(shares) <= 0.05 + 3 * np.std(shares) / len(shares) ** 0.5
+    assert np.mean(found) > 0.8

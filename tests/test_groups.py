@@ -122,6 +122,15 @@ def test_other_labels_are_columns_and_rare_values_count_as_one() -> None:
     assert other_labels(faces.known, PAPER, "age").shape == (24, 1)
 
 
+def test_labels_that_are_numbers_of_few_values_are_codes_and_ages_on_a_bound_are_the_younger() -> None:
+    coded = [{"gender": "1" if i % 5 == 0 else "0", "age": age} for i, age in enumerate(["20", "21", "40", "61"] * 10)]
+    known = faces_of([0] * 40, torch.zeros(40), coded).known
+    gender, age = known[:, PAPER.global_index("gender")], known[:, PAPER.global_index("age")]
+    assert gender.unique().numel() == 2  # a fifth is no quarter, and was once one with the rest
+    assert torch.equal(gender == gender[0], torch.arange(40) % 5 == 0)
+    assert age[:4].tolist() == [1, 2, 2, 4]
+
+
 def test_a_pairing_says_how_large_its_effect_is() -> None:
     """A unit that is on where faces are dark."""
     faces, _, dark = confounded()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from lightning_hnd.functional.significance import (
     LEAST_EFFECT,
+    MaskTest,
     RankTest,
     benjamini_hochberg,
     exceedance,
@@ -157,8 +159,14 @@ class TestPartialRankTest:
             assert z[n] == pytest.approx((correlation - LEAST_EFFECT) * math.sqrt(n), rel=0.08)
 
 
-def sums(a: np.ndarray, coefficient: np.ndarray) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.tensor(x) for x in (a.sum(0), (a**2).sum(0), (a * coefficient).sum(0)))
+def exchanged(
+    a: np.ndarray, coefficient: np.ndarray, weight: Sequence[float], kurtosis: float | None = None
+) -> MaskTest:
+    """The test of projections and coefficients ``[n, K]``, or of ``[n, U, K]`` and ``[n, 1, K]``."""
+    powers, product = [torch.tensor((a**i).sum(0)) for i in (1, 2, 3, 4)], torch.tensor((a * coefficient).sum(0))
+    of_masks = (coefficient**4).mean(0) if kurtosis is None else kurtosis
+    own = (torch.tensor(np.broadcast_to(x, product.shape).astype(float)) for x in (weight, of_masks))
+    return exchanged_masks_test(powers, product, torch.full(product.shape[:-1], float(len(a))), *own)
 
 
 class TestExchangedMasksTest:
@@ -168,11 +176,9 @@ class TestExchangedMasksTest:
         basis = np.linalg.qr(np.concatenate([np.ones((12, 1)), basis], axis=1))[0][:, 1:4]  # mean 0, uncorrelated
         coefficient = basis * math.sqrt(12)
         a = random.normal(size=(12, 3)) ** 3
-        weight = torch.tensor([0.8, 0.6, 0.0])
-        z = [
-            exchanged_masks_test(*sums(a, coefficient[random.permutation(12)]), torch.tensor(12.0), weight.double())[0]
-            for _ in range(4000)
-        ]
+        weight = [0.8, 0.6, 0.0]
+        # with the kurtosis of normal masks nothing is made of their tails
+        z = [exchanged(a, coefficient[random.permutation(12)], weight, kurtosis=3.0).z for _ in range(4000)]
         assert torch.stack(z).mean().abs() < 0.06
         assert torch.stack(z).square().mean().item() == pytest.approx(1, abs=0.08)
 
@@ -184,7 +190,7 @@ class TestExchangedMasksTest:
         z = []
         for _ in range(300):
             a = 0.2 * weight * coefficient + noise * random.normal(size=(200, 2))
-            z.append(exchanged_masks_test(*sums(a, coefficient), torch.tensor(200.0), torch.tensor(weight)).z.item())
+            z.append(exchanged(a, coefficient, weight).z.item())
         # signal to noise of each mode adds up in squares, as in a matched filter
         matched = math.sqrt(199) * 0.2 * np.sum((weight / noise) ** 2) / np.linalg.norm(weight / noise)
         assert np.mean(z) == pytest.approx(matched, abs=0.2)
@@ -192,13 +198,40 @@ class TestExchangedMasksTest:
         assert matched > 1.1 * by_masks_alone
 
     def test_few_faces_or_masks_that_do_not_differ_say_nothing(self) -> None:
-        one = torch.ones(3, dtype=torch.float64)
-        assert exchanged_masks_test(one, one, one, torch.tensor(9.0), one)[0].isnan()
-        assert exchanged_masks_test(one, one, one, torch.tensor(90.0), 0 * one)[0].isnan()
+        a = np.random.default_rng(2).normal(size=(90, 3))
+        assert exchanged(a, a, [1.0, 1.0, 1.0]).z.isfinite()
+        assert exchanged(a[:9], a[:9], [1.0, 1.0, 1.0]).z.isnan()
+        assert exchanged(a, a, [0.0, 0.0, 0.0]).z.isnan()
 
     def test_a_unit_that_never_varies_scores_nothing(self) -> None:
-        zero = torch.zeros(3, dtype=torch.float64)
-        assert exchanged_masks_test(zero, zero, zero, torch.tensor(50.0), zero + 0.5)[0] == 0
+        coefficient = np.random.default_rng(3).normal(size=(50, 3))
+        assert exchanged(np.zeros((50, 3)), coefficient, [0.5, 0.5, 0.5]).z == 0
+
+    @pytest.mark.parametrize(("freedom", "quantile", "p"), [(5, 2.5706, 0.025), (10, 4.1437, 0.001)])
+    def test_quantiles_are_those_of_students_distribution(self, freedom: int, quantile: float, p: float) -> None:
+        """One face of ten thousand is odd in the maps; those of a table of Student's distribution."""
+        a = np.zeros((10_000, 1))
+        a[0] = 1.0
+        of_maps = 10_000 - 1 - 2 + 1 / (10_000 - 1)  # kurtosis of one among zeros, from its central moments
+        kurtosis = 3 + 6 / (freedom - 4) * 10_000 / (of_maps - 3)
+        wanted = quantile * math.sqrt((freedom - 2) / freedom)  # of variance 1
+        coefficient = np.full((10_000, 1), wanted * math.sqrt(10_000 / 9_999) * a.std() * 100)
+        found = exchanged(a, coefficient, [1.0], kurtosis)
+        assert upper_tail(found.z).item() == pytest.approx(p, rel=0.03)
+
+    @pytest.mark.parametrize("fires", [8, 400])
+    def test_few_odd_masks_do_not_decide_for_a_unit_that_fires_in_few_faces(self, fires: int) -> None:
+        """In the tail, where the units of a layer are told from chance."""
+        random = np.random.default_rng(fires)
+        odd = np.where(np.arange(400) < 4, 4.0, 1.0)[:, None]  # four faces are odd along all modes
+        coefficient = np.linalg.qr(np.concatenate([np.ones((400, 1)), odd * random.normal(size=(400, 4))], axis=1))[0]
+        coefficient = 20 * coefficient[:, 1:]
+        a = np.zeros((400, 20_000, 4), dtype=np.float32)
+        rows = random.random((400, 20_000), dtype=np.float32).argpartition(fires - 1, axis=0)[:fires]
+        np.put_along_axis(a, rows[:, :, None], random.normal(size=(fires, 20_000, 4)).astype(np.float32), axis=0)
+        p = upper_tail(exchanged(a, coefficient[:, None].astype(np.float32), [0.7, 0.5, 0.4, 0.3]).z)
+        for level in (1e-3, 1e-4):
+            assert (p <= level).sum() <= 20_000 * level + 3 * math.sqrt(20_000 * level)
 
 
 class TestFalseDiscovery:

@@ -12,10 +12,13 @@ from lightning_hnd.functional.significance import LEAST_IMAGES
 
 _AGES = (20.0, 40.0, 60.0)
 _BINS = 4  # for labels that are numbers, and of which no groups are known
+_CODES = 10  # different numbers at most that are taken for codes of groups, each its own
 
 
 def numbered_labels(labels: Sequence[Mapping[str, str]], ontology: Ontology) -> Tensor:
-    """Equal labels get equal numbers; of labels that are numbers those between the same bounds do.
+    """Equal labels get equal numbers; so do ages of one group.
+
+    Of any other column of numbers that has more than ten different ones, those of a quarter get equal numbers.
 
     Args:
         labels: Of each image, by column.
@@ -38,7 +41,7 @@ def other_labels(known: Tensor, ontology: Ontology, concept: str | None = None) 
 
     Returns:
         Columns of the labels that name another global concept. Ethnicity and skin tone are not held fixed for each
-        other: they hardly differ. Values of fewer than five images count as one.
+        other: they hardly differ. Values of fewer than five images have no column, nor has the first of the others.
     """
     akin = {"ethnicity": {"skin_tone"}, "skin_tone": {"ethnicity"}}.get(concept or "", set()) | {concept}
     columns = [torch.zeros(len(known), 0, dtype=torch.bool, device=known.device)]
@@ -55,5 +58,9 @@ def _numbers(name: str, values: list[str]) -> Tensor:
     except ValueError:
         known = {value: i for i, value in enumerate(dict.fromkeys(values))}
         return torch.tensor([known[value] for value in values])
-    bounds = torch.tensor(_AGES) if name == "age" else numbers.nanquantile(torch.arange(1, _BINS) / _BINS)
-    return torch.where(numbers.isnan(), -1, torch.bucketize(numbers, bounds, right=True)).add(1)
+    different = numbers[~numbers.isnan()].unique()
+    if name == "age":
+        bounds = torch.tensor(_AGES)  # 20 is the younger group's
+    else:
+        bounds = different if len(different) <= _CODES else numbers.nanquantile(torch.arange(1, _BINS) / _BINS)
+    return torch.where(numbers.isnan(), -1, torch.bucketize(numbers, bounds)).add(1)

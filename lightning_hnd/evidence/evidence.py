@@ -52,7 +52,7 @@ class Evidence:
         self._kinds = [faces.once(_Kind.of, kind) for kind in range(len(faces.ontology.kinds))]
         self._units = 0
         self._cells = (0, 0)
-        self._sums = torch.zeros(0)  # [C, 3 K + 1, U] float64: of K modes a; the agreement; a^2 and a l
+        self._sums = torch.zeros(0)  # [C, 5 K + 1, U] float64: of K modes a; the agreement; a^2, a^3, a^4 and a l
         self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then of concepts
         self._groups = GroupEvidence(faces)
 
@@ -80,7 +80,7 @@ class Evidence:
             return
         cells = self._cells = (min(height, GRID), min(width, GRID))
         if not len(self._sums):
-            shape = (len(self._faces.ontology.local), 3 * MODES + 1, maps.shape[1])
+            shape = (len(self._faces.ontology.local), 5 * MODES + 1, maps.shape[1])
             self._sums = torch.zeros(shape, dtype=torch.float64, device=maps.device)
         flat, places = averaged(maps.float(), cells).flatten(2), Places.of(self._faces, cells)  # [B, U, P]
         for kind, seen in zip(self._kinds, self._responses, strict=True):
@@ -109,10 +109,11 @@ class Evidence:
         seen = (lens.flatten(1, 2) @ flat.transpose(1, 2)).unflatten(1, lens.shape[1:3])[row, at]  # [m, K + 1, U]
         seen = seen.mul_(scale[row].unsqueeze(1))
         a = seen[:, :MODES]  # beside it the agreement
-        product = a * places.coefficient[masks].unsqueeze(2).to(a)
+        product, square = a * places.coefficient[masks].unsqueeze(2).to(a), a.square()
         concepts, slot = batch.mask_concept.unique(return_inverse=True)
         member = functional.one_hot(slot, len(concepts)).t().to(a)  # [L, m]: adds up, always in the same order
-        sums = [(member @ part.flatten(1)).unflatten(1, part.shape[1:]) for part in (seen, a.square(), product)]
+        parts = (seen, square, square * a, square.square(), product)
+        sums = [(member @ part.flatten(1)).unflatten(1, part.shape[1:]) for part in parts]
         self._sums.index_add_(0, concepts, torch.cat(sums, dim=1).double())
 
     def compute(self, processes: Processes = ALONE) -> dict[str, Tensor]:
@@ -130,8 +131,8 @@ class Evidence:
               that ``labels.csv`` tells of its images, being the other labels
             - ``placed_z``, ``placed_effect [U, C]``:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`
-            - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: of concepts without absence that of each mode
-              of the masks, and how much it counts, mean over the units
+            - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: that of each mode of the masks, and how much
+              it counts, mean over the units
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
             - ``group_z``, ``group_effect [U, G]``: for a group whether the effect is above 0, of the peak, the mean and
@@ -185,13 +186,12 @@ class Evidence:
     def _place(self, sums: Tensor, cells: tuple[int, int], result: Mapping[str, Tensor]) -> None:
         sums = sums.permute(2, 0, 1)  # units first
         images = torch.tensor(self._faces.images_per_concept).double().expand(len(sums), -1)
-        weight = Places.of(self._faces, cells).weight.double().expand(len(sums), -1, -1)
-        sum_, agreement, square, product = sums.split([MODES, 1, MODES, MODES], dim=2)
-        test = exchanged_masks_test(sum_, square, product, images, weight)
+        places = Places.of(self._faces, cells)
+        weight, kurtosis = (part.double().expand(len(sums), -1, -1) for part in (places.weight, places.kurtosis))
+        first, agreement, *higher, product = sums.split([MODES, 1, *[MODES] * 4], dim=2)
+        test = exchanged_masks_test((first, *higher), product, images, weight, kurtosis)
         result["placed_z"][:], result["placed_effect"][:] = test.z, test.effect
-        parts = [c for kind in self._kinds for c in kind.concepts if c not in kind.absent]
-        result["placed_correlation"][:, parts] = test.correlation[:, parts].float()
-        result["placed_share"][parts] = test.share[:, parts].mean(0)
+        result["placed_correlation"][:], result["placed_share"][:] = test.correlation.float(), test.share.mean(0)
         result["agreement"][:] = agreement.squeeze(2) / torch.where(images > 0, images, torch.nan)
 
 

@@ -27,6 +27,7 @@ SEEDS = (101, 102, 103, 104, 105)
 Null = Mapping[str, Mapping[str, Tensor]]
 """What fresh weights do: of each layer what :func:`~lightning_hnd.functional.defence.learnt_null` returns."""
 
+_NULL = 2  # the version of what is kept of them
 _BATCH_NORM_IMAGES = 128  # with the places of their maps some thousand values of each unit, and more
 _IN_A_BATCH = 64  # of them, where nobody says how many
 
@@ -83,7 +84,7 @@ class FreshWeights:
         makers = [getattr(f, "__qualname__", type(f).__qualname__) for f in (self.factory, showing.forward_fn)]
         unseen = sorted(_unseen_batch_norms(model))
         parts = (repr(model), shapes, unseen, dictionary.fingerprint, tuple(layers), self.seeds, makers, showing.grid)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+        return hashlib.sha256(repr((_NULL, *parts)).encode()).hexdigest()[:32]
 
 
 def fresh_null(
@@ -116,7 +117,7 @@ def fresh_null(
     """
     networks: dict[str, list[tuple[Mapping[str, Tensor], Tensor]]] = {name: [] for name in layers}
     showing = replace(showing, processes=replace(showing.processes, split=False))  # each has them whole
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), undisturbed(model):  # which hooks and what is shared may lead back to
         waiting = acquainted_networks(model, dictionary, showing, fresh)
         for seed in fresh.seeds:
             with showing.processes.together("showing the dictionary to fresh weights"):
@@ -225,7 +226,7 @@ def renewed(model: nn.Module) -> nn.Module:
         for module in network.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
-                reset()
+                _reset(reset, module)
     missed = [name for name, tensor in _weights(network).items() if bool(tensor.isnan().any())]
     if missed:
         raise ValueError(
@@ -233,6 +234,16 @@ def renewed(model: nn.Module) -> nn.Module:
             f"{', ...' if len(missed) > 5 else ''}; give a factory that makes a network with fresh weights"
         )
     return network
+
+
+def _reset(reset: Callable[[], object], module: nn.Module) -> None:
+    try:
+        reset()
+    except Exception as error:
+        raise ValueError(
+            f"reset_parameters of {type(module).__name__} failed ({type(error).__name__}: {error}); give a factory "
+            "that makes a network with fresh weights"
+        ) from error
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -313,10 +324,11 @@ def _estimate_batch_norm(
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over batches
             norm.train()
-        step = max(1, len(dictionary) // _BATCH_NORM_IMAGES)  # evenly over the sources
-        images = torch.arange(0, len(dictionary), step)
-        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
-        for some in images.split(showing.batch_size or _IN_A_BATCH):
+        count = min(len(dictionary), _BATCH_NORM_IMAGES)
+        images = torch.arange(count) * len(dictionary) // count  # evenly over the sources
+        images = images[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
+        # of equal size, for they count the same; a batch of one image has no variance where maps are single numbers
+        for some in images.tensor_split(max(1, count // (showing.batch_size or _IN_A_BATCH))):
             showing.forward(network, dictionary.images(some).to(device))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

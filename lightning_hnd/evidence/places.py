@@ -26,6 +26,7 @@ class Places:
         modes: ``[C, K, P]``, how they differ from face to face: principal components.
         weight: ``[C, K]``, how much, as standard deviations; the squares add up to 1. 0 for concepts without masks.
         coefficient: ``[M, K]``, of each mask, with mean 0 and variance 1 over the masks of its concept.
+        kurtosis: ``[C, K]``, of these over the masks of a concept: 3 if they are normal, more where few masks are odd.
         shape: ``[M, P]``, each mask, with mean 0 and norm 1 over the cells.
     """
 
@@ -33,6 +34,7 @@ class Places:
     modes: Tensor
     weight: Tensor
     coefficient: Tensor
+    kurtosis: Tensor
     shape: Tensor
 
     @classmethod
@@ -50,7 +52,7 @@ class Places:
         zeros = partial(torch.zeros, dtype=torch.float32)
         share = torch.cat([zeros(0, *cells), *parts]).flatten(1)
         usual, modes = zeros(concepts, size), zeros(concepts, MODES, size)
-        weight, coefficient = zeros(concepts, MODES), zeros(len(share), MODES)
+        weight, coefficient, kurtosis = zeros(concepts, MODES), zeros(len(share), MODES), zeros(concepts, MODES)
         for c in faces.mask_concept.unique().tolist():
             own = faces.mask_concept == c
             usual[c] = share[own].mean(0)
@@ -59,7 +61,9 @@ class Places:
             modes[c, :rank], weight[c, :rank] = directions[:rank], values[:rank] / values[:rank].norm().clamp(min=1e-9)
             found = (share[own] - usual[c]) @ directions[:rank].T
             coefficient[own, :rank] = found / found.square().mean(0).sqrt()
-        return cls(usual / usual.sum(1, keepdim=True).clamp(min=1e-9), modes, weight, coefficient, _standardised(share))
+            kurtosis[c] = coefficient[own].pow(4).mean(0)
+        usual = usual / usual.sum(1, keepdim=True).clamp(min=1e-9)
+        return cls(usual, modes, weight, coefficient, kurtosis, _standardised(share))
 
 
 def _standardised(values: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ from lightning_hnd.functional.significance import (
 LEVEL = 0.05
 """False discovery rate."""
 
+WORTH_ASKING = 0.05
+"""The p-value of an association above which nobody asks whether it has a place."""
+
 
 class Defence(NamedTuple):
     """What pairings survive.
@@ -43,44 +46,41 @@ def defend(
 ) -> Defence:
     """Puts the statistics of a layer to the test.
 
-    A pair is as good as the weaker of its two answers (its p-value is the larger one, which is valid whatever their
-    dependence). Units are tested first, then concepts within those that passed. A pair must also pass each of its
-    questions by itself: a unit that is placed at many parts would otherwise be granted an association or two unasked.
+    A pair is as good as the weaker of its answers: its p-value is the larger one, which is valid whatever their
+    dependence. Whether a unit is placed at a concept that can be absent is asked only where it seems associated, with a
+    p-value of :data:`WORTH_ASKING` at most; this is divided by that then, for it was selected by it (Zhao, Small and Su
+    2019). That of *placed* need not be: to exchange masks among the faces that carry a concept changes nothing in how a
+    unit responds to the concept at its usual place, so that of pairs which are not placed the selection tells nothing.
+    Fewer questions are asked so, and more is found of what is there. Parts and concepts that can be absent are two
+    families; in each, units are tested first, then concepts within those that passed. A pair must also be associated
+    when that is asked by itself: a unit that surely detects several concepts would be granted another one unasked.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
         live: ``[U]`` bool.
         fresh: What :func:`learnt_null` returned.
-        level: The false discovery rate of each question.
+        level: The false discovery rate of each question, in each family.
 
     Returns:
         The verdicts.
     """
-    associated_z, placed_z = evidence["associated_z"], evidence["placed_z"]
-    p_associated, p_placed = upper_tail(associated_z), upper_tail(placed_z)
-    tests_presence = associated_z.isfinite()
+    p_associated, p_placed = (upper_tail(evidence[name]) for name in ("associated_z", "placed_z"))
     has_absence = evidence["associated_auc"].isfinite()
-    pair = torch.where(tests_presence, torch.maximum(p_associated, p_placed), p_placed)
-    pair = torch.where(has_absence & ~tests_presence, 1.0, pair)  # cannot be told from another concept
-    paired = _select(pair, placed_z, live, level)
-    associated = _verdict(_select(p_associated, associated_z, live, level), tests_presence)
-    placed = _verdict(_select(p_placed, placed_z, live, level), placed_z.isfinite())
-    paired = paired & (associated != 0) & (placed != 0)
-    groups = _select(upper_tail(evidence["group_z"]), evidence["group_z"], live, level)
+    is_associated = units_then_concepts(p_associated, live, level)
+    worth_asking = p_associated <= WORTH_ASKING
+    weaker = torch.maximum(p_associated / WORTH_ASKING, p_placed)
+    paired = units_then_concepts(torch.where(has_absence, torch.nan, p_placed), live, level)
+    paired |= units_then_concepts(torch.where(worth_asking, weaker, torch.nan), live, level) & is_associated
+    is_placed = units_then_concepts(p_placed, live, level) | paired
+    associated = _verdict(is_associated, ~p_associated.isnan())
+    placed = _verdict(is_placed, ~p_placed.isnan())
+    groups = units_then_concepts(upper_tail(evidence["group_z"]), live, level)
     learnt = torch.full_like(placed, -1)
     if fresh is not None:
         concepts_beyond, groups_beyond = beyond_fresh(evidence, live, fresh, level)
-        learnt = _verdict(concepts_beyond, placed_z.isfinite())
+        learnt = _verdict(concepts_beyond, ~p_placed.isnan())
         paired, groups = paired & concepts_beyond, groups & groups_beyond
     return Defence(paired, associated, placed, learnt, groups)
-
-
-def _select(p: Tensor, z: Tensor, live: Tensor, level: float) -> Tensor:
-    """:func:`units_then_concepts` among the questions that apply to any unit."""
-    asked = z.isfinite().any(0)
-    passed = torch.zeros_like(p, dtype=torch.bool)
-    passed[:, asked] = units_then_concepts(p[:, asked], live, level)
-    return passed
 
 
 def _verdict(passed: Tensor, applies: Tensor) -> Tensor:
@@ -90,20 +90,26 @@ def _verdict(passed: Tensor, applies: Tensor) -> Tensor:
 def effects(evidence: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tensor:
     """The numbers in which fresh weights must be exceeded: ``[U, C + G]``.
 
-    Of a concept with absence the effect of association, and so of a group. Of another one that of place: correlations
-    with the modes of its masks, each counted in the spreads that fresh weights give to it, and weighted as in
-    :func:`~lightning_hnd.functional.significance.exchanged_masks_test`.
+    Of a local concept that of place: correlations with the modes of its masks, each counted in the spreads that fresh
+    weights give to it, and weighted as in :func:`~lightning_hnd.functional.significance.exchanged_masks_test`. Of one
+    that can be absent the effect of association and that of place, each counted in the spreads that fresh weights give
+    to it, and added: they may answer to eyeglasses, but hardly where just these are. Of a group its effect.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
-        fresh: ``mode_mean``, ``mode_spread`` and ``mode_share [C, K]`` of :func:`learnt_null`.
+        fresh: What :func:`learnt_null` returned.
     """
-    beyond = (evidence["placed_correlation"].double() - fresh["mode_mean"]) / fresh["mode_spread"].clamp(min=1e-9)
-    of_place = torch.where(fresh["mode_spread"] > 1e-9, beyond * fresh["mode_share"], 0.0).sum(2)
-    has_absence = evidence["associated_auc"].isfinite()
-    of_place = torch.where(evidence["placed_effect"].isnan(), torch.nan, of_place)
-    local = torch.where(has_absence, evidence["associated_effect"], of_place)
+    place = _of_place(evidence, fresh)
+    both = _excess(evidence["associated_effect"], fresh, "associated") + _excess(place, fresh, "placed")
+    local = torch.where(evidence["associated_auc"].isfinite(), both, place)
     return torch.cat([local, evidence["group_effect"]], dim=1)
+
+
+def _of_place(evidence: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tensor:
+    """The effect of place ``[U, C]``, NaN where there is none."""
+    modes = _excess(evidence["placed_correlation"].double(), fresh, "mode")
+    of_place = torch.where(fresh["mode_spread"] > 1e-9, modes * fresh["mode_share"], 0.0).sum(2)
+    return torch.where(evidence["placed_effect"].isnan(), torch.nan, of_place)
 
 
 def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict[str, Tensor]:
@@ -114,26 +120,67 @@ def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict
 
     Returns:
         Over their live units ``mode_mean``, ``mode_spread`` and ``mode_share [C, K]`` of the correlations with modes of
-        masks, and ``mean`` and ``spread [C + G]`` of each effect; ``best_concept`` and ``best_group [n]``: of each live
-        unit the largest effect over concepts and over groups, counted in spreads from the mean.
+        masks; ``associated_mean``, ``associated_spread``, ``placed_mean`` and ``placed_spread [C]`` of the two effects;
+        ``mean`` and ``reach [C + G]`` of what :func:`effects` makes of these; ``best_concept`` and ``best_group [n]``:
+        of each live unit the largest effect over concepts and over groups, as the excess over the mean in reaches. Both
+        are those of all other networks then, or of the other half of a single one, as they are of other units for a
+        model: else no unit could lie far from what it is measured by, and the units of a model would seem to.
     """
-    modes = torch.cat([evidence["placed_correlation"][live] for evidence, live in networks]).double()
-    null = {"mode_mean": modes.nanmean(0)}
-    null["mode_spread"] = (modes - null["mode_mean"]).square().nanmean(0).sqrt()
-    null["mode_share"] = torch.stack([evidence["placed_share"] for evidence, _ in networks]).mean(0)
-    effect = torch.cat([effects(evidence, null)[live] for evidence, live in networks])
-    concepts = networks[0][0]["placed_z"].shape[1]
+    found = [_of_units(evidence, live) for evidence, live in networks]
+    first = found[0]
+    halves = torch.arange(len(first["placed_z"])) % 2 == 0
+    folds = found if len(found) > 1 else [_of_units(first, halves), _of_units(first, ~halves)]
+    best = []
+    for i, fold in enumerate(folds):
+        others = _moments([*folds[:i], *folds[i + 1 :]])
+        best.append(_beyond_mean(effects(fold, others), others))
+    beyond, concepts = torch.cat(best), first["placed_z"].shape[1]
+    nothing = beyond.new_full((len(beyond), 1), -torch.inf)
+    return {
+        **_moments(found),
+        "best_concept": torch.cat([nothing, beyond[:, :concepts]], dim=1).amax(1),
+        "best_group": torch.cat([nothing, beyond[:, concepts:]], dim=1).amax(1),
+    }
+
+
+_UNITS_FIRST = (
+    "placed_z",
+    "placed_effect",
+    "placed_correlation",
+    "associated_effect",
+    "associated_auc",
+    "group_effect",
+)
+
+
+def _of_units(evidence: Mapping[str, Tensor], some: Tensor) -> dict[str, Tensor]:
+    return {**{name: evidence[name][some] for name in _UNITS_FIRST}, "placed_share": evidence["placed_share"]}
+
+
+def _moments(networks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What :func:`effects` and :func:`beyond_fresh` need of the units of networks."""
+    of_all = {name: torch.cat([network[name] for network in networks]) for name in _UNITS_FIRST}
+    null = {"mode_share": torch.stack([network["placed_share"] for network in networks]).mean(0)}
+
+    def seen(name: str, values: Tensor) -> None:
+        null[f"{name}_mean"] = values.nanmean(0)
+        null[f"{name}_spread"] = (values - null[f"{name}_mean"]).square().nanmean(0).sqrt()
+
+    seen("mode", of_all["placed_correlation"].double())
+    seen("associated", of_all["associated_effect"])
+    seen("placed", _of_place(of_all, null))
+    effect = effects(of_all, null)
     null["mean"] = effect.nanmean(0)
-    null["spread"] = (effect - null["mean"]).square().nanmean(0).sqrt()
-    excess = _excess(effect, null)
-    nothing = excess.new_full((len(excess), 1), -torch.inf)
-    null["best_concept"] = torch.cat([nothing, excess[:, :concepts]], dim=1).amax(1)
-    null["best_group"] = torch.cat([nothing, excess[:, concepts:]], dim=1).amax(1)
+    null["reach"] = (effect - null["mean"]).clamp(min=0).pow(4).nanmean(0).pow(0.25)
     return null
 
 
-def _excess(effect: Tensor, null: Mapping[str, Tensor]) -> Tensor:
-    return torch.nan_to_num((effect - null["mean"]) / null["spread"].clamp(min=1e-9), nan=-torch.inf)
+def _excess(values: Tensor, null: Mapping[str, Tensor], name: str) -> Tensor:
+    return (values - null[f"{name}_mean"]) / null[f"{name}_spread"].clamp(min=1e-9)
+
+
+def _beyond_mean(effect: Tensor, null: Mapping[str, Tensor]) -> Tensor:
+    return torch.nan_to_num((effect - null["mean"]) / null["reach"].clamp(min=1e-9), nan=-torch.inf)
 
 
 def beyond_fresh(
@@ -141,15 +188,18 @@ def beyond_fresh(
 ) -> tuple[Tensor, Tensor]:
     """Which pairs exceed what fresh weights do: ``[U, C]`` and ``[U, G]`` bool.
 
-    The effect of each pair, counted in the spreads that fresh weights give to it, is compared with the largest one that
-    units with fresh weights reach over all concepts (all groups). Units are selected by Benjamini and Hochberg's
-    procedure; of a selected unit those concepts are learnt that pass the same bar by themselves, so that within a unit
-    no concept is claimed falsely but with the probability of the unit's own test (Westfall and Young 1993).
+    The effect of each pair is compared with the largest one that units with fresh weights reach over all concepts (all
+    groups). So that no concept decides for all others, effects are counted in the *reach* that fresh weights have in
+    each: the fourth root of the mean fourth power of what lies above their mean. (By the standard deviation a concept
+    counts too much to which a few filters answer far more than all others.) Units are selected by Benjamini and
+    Hochberg's procedure; of a selected unit those concepts are learnt that pass the same bar by themselves, so that
+    within a unit no concept is claimed falsely but with the probability of the unit's own test (Westfall and Young
+    1993).
     """
-    excess, concepts = _excess(effects(evidence, fresh), fresh), evidence["placed_z"].shape[1]
+    beyond, concepts = _beyond_mean(effects(evidence, fresh), fresh), evidence["placed_z"].shape[1]
     return (
-        _maximum_test(excess[:, :concepts], live, fresh["best_concept"], level),
-        _maximum_test(excess[:, concepts:], live, fresh["best_group"], level),
+        _maximum_test(beyond[:, :concepts], live, fresh["best_concept"], level),
+        _maximum_test(beyond[:, concepts:], live, fresh["best_group"], level),
     )
 
 

@@ -13,6 +13,7 @@ range, at its end). NaN says that the question does not apply, or that the image
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -184,7 +185,7 @@ class MaskTest(NamedTuple):
     """The outcome of :func:`exchanged_masks_test`; NaN with fewer than ten faces, or masks that do not differ.
 
     Attributes:
-        z: ``[...]``, of mean 0 and variance 1 if any face's mask would do as well.
+        z: ``[...]``, standard normal if any face's mask would do as well.
         effect: ``[...]``, the mean correlation, in which modes count as much as masks differ along them.
         correlation: ``[..., K]``, that of each mode.
         share: ``[..., K]``, how much each of them counts in ``z``; 0 where maps do not vary but by rounding.
@@ -196,7 +197,9 @@ class MaskTest(NamedTuple):
     share: Tensor
 
 
-def exchanged_masks_test(sum_: Tensor, square: Tensor, product: Tensor, count: Tensor, weight: Tensor) -> MaskTest:
+def exchanged_masks_test(
+    powers: Sequence[Tensor], product: Tensor, count: Tensor, weight: Tensor, kurtosis: Tensor
+) -> MaskTest:
     r"""Tests whether a unit's maps go with the masks of their own faces, rather than with any face's.
 
     Masks of a concept differ from face to face along a few *modes* (their principal components: further left, lower,
@@ -204,39 +207,62 @@ def exchanged_masks_test(sum_: Tensor, square: Tensor, product: Tensor, count: T
     faces, :math:`l_{ik}` the coefficient of the face's mask, of mean 0 and variance 1 and uncorrelated between modes,
     and :math:`r_k` the correlation of the two,
 
-    .. math:: z = \sqrt{n - 1} \sum_k v_k r_k, \qquad v_k \propto w_k / s_k, \qquad \sum_k v_k^2 = 1.
+    .. math:: t = \sqrt{n - 1} \sum_k v_k r_k, \qquad v_k \propto w_k / s_k, \qquad \sum_k v_k^2 = 1.
 
-    If masks are exchanged between faces, the :math:`s_k` stay as they are, and ``z`` has mean 0 and variance 1 exactly
+    If masks are exchanged between faces, the :math:`s_k` stay as they are, and ``t`` has mean 0 and variance 1 exactly
     (Hoeffding 1951). With :math:`w_k` the standard deviations of the modes these weights are best for a faint copy of
     the mask in whatever else the unit does: modes along which that varies much count less.
 
+    Where a unit fires in few faces, and few masks are unlike all others, ``t`` is not normal: large values are more
+    frequent. Exchange gives a correlation the excess kurtosis :math:`(\kappa_a - 3)(\kappa_l - 3) / n` (Pitman 1937);
+    if modes are odd in the same faces that of ``t`` is
+
+    .. math:: \kappa = \frac{1}{n} \Big(\sum_k v_k^2 \sqrt{(\kappa_{ak} - 3)_+ (\kappa_{lk} - 3)_+}\Big)^2.
+
+    Student's distribution of :math:`\nu = 4 + 6 / \kappa` degrees of freedom has it, too, and takes the place of the
+    normal one: ``z`` is the normal quantile of where ``t`` lies in it (Wallace 1959),
+    :math:`\frac{8 \nu + 1}{8 \nu + 3} \sqrt{\nu \log(1 + t^2 / (\nu - 2))}` with the sign of ``t``.
+
     Args:
-        sum_: ``[..., K]``, sum over faces of :math:`a_{ik}`, of maps whose norm is 1.
-        square: ``[..., K]``, of its square.
+        powers: ``[..., K]`` each, sums over faces of :math:`a_{ik}`, of maps whose norm is 1, and of its second, third
+            and fourth power.
         product: ``[..., K]``, of :math:`a_{ik} l_{ik}`.
         count: ``[...]``, faces ``n``.
         weight: ``[..., K]``.
+        kurtosis: ``[..., K]``, :math:`\kappa_{lk}`, mean fourth power of :math:`l_{ik}`.
 
     Returns:
         The test, in float64; the effect is :math:`\sum_k w_k r_k / \sum_k w_k`.
     """
     n = count.clamp(min=1).unsqueeze(-1)
-    spread = (square - sum_.square() / n).clamp(min=0)
-    scale = (spread * n).sqrt()  # coefficients have the sum of squares n
+    mean, square, cube, fourth = (power / n for power in powers)
+    variance = (square - mean.square()).clamp(min=0)
+    scale = n * variance.sqrt()  # coefficients have the sum of squares n
     varies = scale > _LEAST_SPREAD * n
     correlation = torch.where(varies, product / scale.clamp(min=1e-12), 0.0)
     share = torch.where(varies, weight / scale.clamp(min=1e-12), 0.0)
     share = share / torch.linalg.vector_norm(share, dim=-1, keepdim=True).clamp(min=1e-30)
+    of_maps = fourth - 4 * mean * cube + 6 * mean.square() * square - 3 * mean.pow(4)
+    odd = ((of_maps / variance.clamp(min=1e-24).square() - 3).clamp(min=0) * (kurtosis - 3).clamp(min=0)).sqrt()
+    excess = (share.square() * torch.where(varies, odd, 0.0)).sum(-1).square() / n.squeeze(-1)
     undecided = (count < 2 * LEAST_IMAGES) | (weight.sum(-1) == 0)
-    z = (count - 1).clamp(min=0).sqrt() * (share * correlation).sum(-1)
+    z = _as_normal((count - 1).clamp(min=0).sqrt() * (share * correlation).sum(-1), excess)
     effect = (weight * correlation).sum(-1) / weight.sum(-1).clamp(min=1e-12)
     of_modes = (torch.where(undecided.unsqueeze(-1), torch.nan, part) for part in (correlation, share))
     return MaskTest(*(torch.where(undecided, torch.nan, part) for part in (z, effect)), *of_modes)
 
 
+def _as_normal(t: Tensor, excess: Tensor) -> Tensor:
+    """The normal quantiles of values of Student's distribution, scaled to variance 1, of some excess kurtosis."""
+    freedom = 4 + 6 / excess.clamp(min=1e-6)
+    size = (freedom * (t.square() / (freedom - 2)).log1p()).sqrt()
+    return (size * (8 * freedom + 1) / (8 * freedom + 3)).copysign(t)
+
+
 def upper_tail(z: Tensor) -> Tensor:
-    """One-sided p-values of standard normal statistics; 1 where the question does not apply."""
-    return torch.where(z.isnan(), 1.0, torch.special.ndtr(-z.double()))
+    """One-sided p-values of standard normal statistics; NaN where a question is not asked."""
+    p: Tensor = torch.special.ndtr(-z.double())
+    return p
 
 
 def exceedance(observed: Tensor, null: Tensor) -> Tensor:
@@ -258,9 +284,18 @@ def exceedance(observed: Tensor, null: Tensor) -> Tensor:
 
 
 def simes(p: Tensor) -> Tensor:
-    """One p-value for each family of hypotheses in the last dimension: ``min over k of n p_(k) / k`` (Simes 1986)."""
-    count = p.shape[-1]
-    return (p.sort(-1).values * count / torch.arange(1, count + 1, device=p.device)).amin(-1).clamp(max=1)
+    """One p-value for each family of hypotheses in the last dimension: ``min over k of n p_(k) / k`` (Simes 1986).
+
+    Args:
+        p: ``[..., n]``; NaN where a question is not asked, which does not count.
+
+    Returns:
+        ``[...]``; NaN for a family in which nothing is asked.
+    """
+    count = (~p.isnan()).sum(-1, keepdim=True)
+    scaled = p.sort(-1).values * count / torch.arange(1, p.shape[-1] + 1, device=p.device)  # NaN is sorted last
+    least: Tensor = torch.nan_to_num(scaled, nan=1.0).amin(-1).clamp(max=1)
+    return torch.where(count.squeeze(-1) > 0, least, torch.nan)
 
 
 def benjamini_hochberg(p: Tensor) -> Tensor:
@@ -269,7 +304,7 @@ def benjamini_hochberg(p: Tensor) -> Tensor:
     Controls the rate under independence or positive regression dependence (Benjamini and Yekutieli 2001).
 
     Args:
-        p: ``[..., n]``, each row on its own.
+        p: ``[..., n]``, each row on its own; NaN where a question is not asked, which does not count and stays NaN.
 
     Example:
         >>> import torch
@@ -277,11 +312,11 @@ def benjamini_hochberg(p: Tensor) -> Tensor:
         >>> benjamini_hochberg(torch.tensor([0.01, 0.04, 0.03, 0.5]))
         tensor([0.0400, 0.0533, 0.0533, 0.5000])
     """
-    count = p.shape[-1]
-    ordered, order = p.sort(-1)
-    raw = ordered * count / torch.arange(1, count + 1, device=p.device)
+    count = (~p.isnan()).sum(-1, keepdim=True)
+    ordered, order = p.sort(-1)  # NaN comes last
+    raw = torch.nan_to_num(ordered * count / torch.arange(1, p.shape[-1] + 1, device=p.device), nan=torch.inf)
     adjusted = raw.flip(-1).cummin(-1).values.flip(-1).clamp(max=1)
-    return torch.empty_like(adjusted).scatter_(-1, order, adjusted)
+    return torch.where(p.isnan(), torch.nan, torch.empty_like(adjusted).scatter_(-1, order, adjusted))
 
 
 def units_then_concepts(p: Tensor, live: Tensor, level: float) -> Tensor:
@@ -292,7 +327,7 @@ def units_then_concepts(p: Tensor, live: Tensor, level: float) -> Tensor:
     the share of false concepts (Benjamini and Bogomolov 2014), for units that are independent or positively dependent.
 
     Args:
-        p: ``[U, C]``; 1 where a question does not apply.
+        p: ``[U, C]``; NaN where a question is not asked. A unit that is asked nothing counts no more than a dead one.
         live: ``[U]`` bool, dead units are not tested.
         level: The rate.
 
@@ -303,7 +338,8 @@ def units_then_concepts(p: Tensor, live: Tensor, level: float) -> Tensor:
     if p.shape[1] == 0 or not bool(live.any()):
         return passed
     tested = p[live]
-    selected = benjamini_hochberg(simes(tested)) <= level
-    within = benjamini_hochberg(tested) <= level * selected.double().mean()
-    passed[live] = within & selected[:, None]
+    units = simes(tested)
+    selected = benjamini_hochberg(units) <= level
+    share = selected.sum() / (~units.isnan()).sum().clamp(min=1)
+    passed[live] = (benjamini_hochberg(tested) <= level * share) & selected[:, None]
     return passed
