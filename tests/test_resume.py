@@ -23,8 +23,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import Tensor, nn
+from torchmetrics import MeanSquaredError
 
-from lightning_hnd import Alarm, BiasAlert, Dissection, HNDCallback, Timeline
+from lightning_hnd import AblationCallback, Alarm, BiasAlert, Dissection, HNDCallback, Timeline
 from lightning_hnd.history.timeline import LayerTimeline
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report import history
@@ -273,6 +274,29 @@ def test_a_trainer_that_goes_back_to_an_earlier_checkpoint_sets_the_later_ones_a
     assert callback.baseline == baseline
     assert [d.info["step"] for d in history(tmp_path / "hnd")] == [0, 4, 6, 8]
     assert [d.info["step"] for d in history(tmp_path / "hnd/superseded")] == [8, 12]
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_evaluating_a_checkpoint_leaves_the_history_of_the_run_alone(tmp_path: Path, stage: str) -> None:
+    class Whole(Net):
+        test_step = Net.validation_step
+
+        def predict_step(self, batch: list[Tensor], _: int) -> Tensor:
+            return self(batch[0])
+
+    callback = HNDCallback(random_dictionary(), fresh_seeds=())
+    ablation = AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=2, controls=1)
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    run, net = trainer(tmp_path, callback, ablation, keep, max_epochs=3), Whole()
+    run.fit(net, *data())
+    state, timeline = (callback.state_dict(), ablation.state_dict()), callback.timeline
+    getattr(run, stage)(net, data()[1], ckpt_path=tmp_path / "epoch=0.ckpt", **TENSORS_ONLY)
+    np.testing.assert_equal((callback.state_dict(), ablation.state_dict()), state)  # some are NaN
+    assert callback.timeline is timeline
+    run.fit_loop.max_epochs = 4
+    run.fit(net, *data())
+    assert [d.info["step"] for d in history(tmp_path / "hnd")] == [0, 4, 8, 12, 16]
+    assert not (tmp_path / "hnd/superseded").exists()
 
 
 def test_a_run_that_goes_on_with_another_dictionary_is_told(tmp_path: Path) -> None:

@@ -69,9 +69,11 @@ class AblationCallback(Callback):
         self._options: dict[str, Any] = {"controls": controls, "seed": seed}
         self._dataloader = dataloader
         self._last_epoch: int | None = None
+        self._evaluating = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Finds the HNDCallback."""
+        self._evaluating = stage != TrainerFn.FITTING
         if stage == TrainerFn.FITTING:
             _dissecting(trainer, self)
             if trainer.global_step == 0:  # not where a run goes on; a checkpoint is loaded after this
@@ -135,8 +137,9 @@ class AblationCallback(Callback):
         return {"last_epoch": self._last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up where a run left off."""
-        self._last_epoch = state_dict["last_epoch"]
+        """Takes up where a run left off, unless the checkpoint is only evaluated."""
+        if not self._evaluating:
+            self._last_epoch = state_dict["last_epoch"]
 
     @property
     def state_key(self) -> str:

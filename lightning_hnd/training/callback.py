@@ -194,6 +194,7 @@ class HNDCallback(Callback):
         self._alerts = (alerts,) if isinstance(alerts, BiasAlert) else tuple(alerts)
         if not all(isinstance(alert, BiasAlert) for alert in self._alerts):
             raise TypeError(f"alerts must be BiasAlert('gender', ...) or several of them, got {alerts!r}")
+        self._evaluating = False
         self._begin()
 
     def _begin(self) -> None:
@@ -225,6 +226,7 @@ class HNDCallback(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks what can be checked before anything runs; what a checkpoint remembers is loaded after this."""
         refuse_foreign(trainer)
+        self._evaluating = stage != TrainerFn.FITTING
         if stage not in (TrainerFn.FITTING, TrainerFn.VALIDATING):
             return
         if trainer.global_step == 0:  # not where a run goes on
@@ -408,7 +410,9 @@ class HNDCallback(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up where a run left off."""
+        """Takes up where a run left off; of a checkpoint that is only evaluated nothing, for the run is this one."""
+        if self._evaluating:
+            return
         self._last_epoch = state_dict["last_epoch"]
         self._names = tuple(state_dict["layers"])
         self._publisher = Publisher(self._dissector.rules, self._alerts, state_dict)
