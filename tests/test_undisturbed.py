@@ -217,6 +217,35 @@ def test_what_a_forward_keeps_is_of_the_models_own_images(tmp_path: Path) -> Non
     torch.testing.assert_close(nets[1].state_dict(), nets[0].state_dict(), rtol=0, atol=0)
 
 
+class Merging(nn.Conv2d):
+    """Adds to its frozen weights what it has learnt when it is told to evaluate, and takes it off to train: LoRA."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.weight.requires_grad_(False)
+        self.learnt, self.merged = nn.Parameter(0.1 * torch.randn_like(self.weight)), False
+
+    def train(self, mode: bool = True) -> nn.Conv2d:
+        if mode == self.merged:
+            self.weight.data += -self.learnt if mode else self.learnt
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight if self.merged else self.weight + self.learnt, self.bias)
+
+
+def test_modules_are_not_told_to_evaluate(tmp_path: Path) -> None:
+    weights = []
+    for callbacks in ((), (HNDCallback(random_dictionary(), fresh_seeds=(), at_train_epoch_end=True),)):
+        L.seed_everything(0, verbose=False)
+        net = Net()
+        net.body[0] = Merging(3, 6, 4, 4)
+        trainer(tmp_path, *callbacks, limit_val_batches=0).fit(net, data()[0])
+        weights.append(net.state_dict())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 class Shrinking(Net):
     """Loses a layer after its first epoch."""
 

@@ -82,7 +82,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     lists = [(value, list(value)) for value in held if isinstance(value, list)]
     with kept_random_state(device_of(model)), torch.inference_mode(False), torch.no_grad():
         try:
-            model.eval()
+            for module, *_ in modules:
+                module.training = False  # not by eval(), which runs a train() that may merge or freeze weights
             yield
         finally:
             for module, training, attributes, buffers in modules:
