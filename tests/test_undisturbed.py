@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import warnings
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
-from lightning_hnd import HNDCallback
+from lightning_hnd import HNDCallback, dissect
 from lightning_hnd.showing.memory import out_of_memory
+from lightning_hnd.showing.undisturbed import undisturbed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -207,14 +210,88 @@ class Remembering(Net):
         self.reported += [self.brightness.compute(), self.seen, list(self.sizes), self.shown]
 
 
-def test_what_a_forward_keeps_is_of_the_models_own_images(tmp_path: Path) -> None:
+class Collecting(Net):
+    """Changes in its forward what lies in its attributes, and lets all of it tell in what it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recent, self.by_size, self.known = deque([0.0], maxlen=3), defaultdict(list), {0}
+        self.nested: Any = {"sums": [torch.zeros(1)], "counts": ({"images": 0}, np.zeros(2))}
+        self.nested["itself"] = self.nested
+        self.torch_draws, self.numpy_draws = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        self.old_draws, self.python_draws = np.random.RandomState(1), random.Random(1)
+        self.system_draws = random.SystemRandom()  # which has no state
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.recent.append(float(x.mean()))
+        self.by_size[len(x)].append(x.std())
+        self.known.add(len(self.by_size[len(x)]))
+        images, total = self.nested["counts"]
+        images["images"] += len(x)
+        total += len(x)
+        self.nested["sums"][0] += x.mean().detach()
+        parts = [*self.recent, len(self.by_size), len(self.known), images["images"], total[0], self.nested["sums"][0]]
+        drawn = [torch.rand((), generator=self.torch_draws), self.numpy_draws.random()]
+        drawn += [self.old_draws.rand(), self.python_draws.random()]
+        return super().forward(x) * (1 + 0.01 * sum(map(float, (*parts, *drawn))))
+
+
+@pytest.mark.parametrize("kind", [Remembering, Collecting])
+def test_what_a_forward_keeps_is_of_the_models_own_images(tmp_path: Path, kind: type[Net]) -> None:
     nets = []
     for callbacks in ((), (HNDCallback(random_dictionary()),)):
         L.seed_everything(0, verbose=False)
-        nets.append(Remembering())
+        nets.append(kind())
         trainer(tmp_path, *callbacks, num_sanity_val_steps=0).fit(nets[-1], *data())
-    torch.testing.assert_close(nets[1].reported, nets[0].reported, rtol=0, atol=0)
+    if kind is Remembering:
+        torch.testing.assert_close(nets[1].reported, nets[0].reported, rtol=0, atol=0)
     torch.testing.assert_close(nets[1].state_dict(), nets[0].state_dict(), rtol=0, atol=0)
+
+
+def test_what_copies_with_fresh_weights_share_with_a_model_is_put_back() -> None:
+    net = Collecting()
+    state = net.python_draws.getstate()
+    dissect(net, random_dictionary(), "body.2", fresh_seeds=[1])
+    assert list(net.recent) == [0.0]
+    assert net.python_draws.getstate() == state
+
+
+def test_what_has_changed_is_put_back_in_place() -> None:
+    net = nn.Module()
+    net.items, net.order, net.names = [1, [2]], OrderedDict(a=1, b=2), {"x"}
+    inner, nan = net.items[1], torch.tensor([float("nan"), 1.0])
+    net.tensors = (nan, torch.zeros(2, 3).T)
+    before = [net.items, net.order, net.names, net.tensors]
+    with undisturbed(net):
+        inner.append(3)
+        net.items.clear()
+        net.order.move_to_end("a")
+        net.names.discard("x")
+        nan.zero_()
+        net.tensors[1].fill_(-0.0)
+        net.items = net.tensors = None
+    assert [id(now) for now in (net.items, net.order, net.names, net.tensors)] == list(map(id, before))
+    assert net.items == [1, [2]]
+    assert net.items[1] is inner
+    assert list(net.order) == ["a", "b"]
+    assert net.names == {"x"}
+    torch.testing.assert_close(nan, torch.tensor([float("nan"), 1.0]), rtol=0, atol=0, equal_nan=True)
+    assert not net.tensors[1].signbit().any()
+
+
+def test_what_has_not_changed_is_not_written_to(tmp_path: Path) -> None:
+    np.save(tmp_path / "prototypes.npy", np.full(3, np.nan))
+    net = nn.Module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it is read-only
+        net.prototypes = torch.from_numpy(np.load(tmp_path / "prototypes.npy", mmap_mode="r"))
+    net.register_buffer("scale", torch.tensor([2.0, float("nan")]))
+    net.weight = nn.Parameter(torch.ones(2))
+    kept = (net.weight * net.scale)[0]  # a graph that outlives a validation
+    with undisturbed(net):
+        pass
+    kept.backward()
+    assert net.weight.grad is not None
 
 
 class Merging(nn.Conv2d):

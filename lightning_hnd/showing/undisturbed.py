@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
+
+from lightning_hnd.showing.holdings import Holdings
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -65,9 +66,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """While open the model is in evaluation mode without gradients; at the end all is as it was.
 
     Restores, also after an exception, the random state, and of every submodule the mode, the buffers and what else a
-    forward pass may count or keep in an attribute: numbers, tensors, lists (so do the metrics of torchmetrics), the
-    last output. Parameters are not copied: no forward pass should change them. Inference mode is left for the time,
-    since tensors made in it could not be used in training later.
+    forward pass may count or keep in an attribute: numbers, tensors, the last output, random number generators of its
+    own, lists and dicts of such (:class:`~lightning_hnd.showing.holdings.Holdings`). Parameters are not copied: no
+    forward pass should change them. Inference mode is left for the time, since tensors made in it could not be used in
+    training later.
 
     Args:
         model: The module that is about to run.
@@ -76,39 +78,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         ValueError: If a layer is lazy and has not run yet: the dictionary would give it its shape and random weights.
     """
     _refuse_lazy(model)
-    modules = [(m, m.training, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
-    held = [value for _, _, attributes, buffers in modules for value in (*attributes.values(), *buffers.values())]
-    tensors = [(value, value.detach().clone()) for value in held if isinstance(value, Tensor) and _can_change(value)]
-    lists = [(value, list(value)) for value in held if isinstance(value, list)]
+    modules = [(module, module.training) for module in model.modules()]
+    holdings = Holdings(module for module, _ in modules)
     with kept_random_state(device_of(model)), torch.inference_mode(False), torch.no_grad():
         try:
-            for module, *_ in modules:
+            for module, _ in modules:
                 module.training = False  # not by eval(), which runs a train() that may merge or freeze weights
             yield
         finally:
-            for module, training, attributes, buffers in modules:
-                _put_back(vars(module), attributes)
-                _put_back(module._buffers, buffers)
+            holdings.restore()
+            for module, training in modules:
                 module.training = training  # of a TorchScript module it is no attribute
-            for tensor, value in tensors:
-                tensor.copy_(value)
-            for whole, items in lists:
-                whole[:] = items
-
-
-def _can_change(tensor: Tensor) -> bool:
-    """Whether in place: an expanded tensor cannot, nor can one that was made in inference mode, or has a gradient."""
-    plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.requires_grad or tensor.is_inference())
-    return plain and not any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _put_back(now: MutableMapping[str, Any], before: Mapping[str, Any]) -> None:
-    found = dict(now)  # the buffers of a TorchScript module are less than a mapping
-    for name in found.keys() - before.keys():
-        del now[name]
-    for name, value in before.items():
-        if name not in found or found[name] is not value:
-            now[name] = value
 
 
 def _refuse_lazy(model: nn.Module) -> None:

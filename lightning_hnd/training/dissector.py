@@ -19,7 +19,7 @@ from lightning_hnd.rules import Rule
 from lightning_hnd.showing.activations import resolve_layers
 from lightning_hnd.showing.processes import Processes
 from lightning_hnd.showing.showing import Showing
-from lightning_hnd.showing.undisturbed import unlogged
+from lightning_hnd.showing.undisturbed import undisturbed, unlogged
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ class Dissector:
         """
         if self.rules[-1].level is None or not self.fresh.seeds:
             return False
-        with unlogged(subject.module), subject.processes.together("making a network with fresh weights"):
-            obstacle = self.fresh.obstacle(subject.module, split=subject.processes.split)
+        module, processes = subject.module, subject.processes
+        with unlogged(module), undisturbed(module), processes.together("making a network with fresh weights"):
+            obstacle = self.fresh.obstacle(module, split=processes.split)
         if obstacle is None:
             return True
         if self.fresh.demanded:
@@ -132,7 +133,7 @@ class Dissector:
         missing = any(subject.processes.any([known is None]))  # asked by all, also by those that know
         if known is None or missing:
             what = (subject.module, subject.dictionary, subject.layers, self._showing(subject))
-            with unlogged(subject.module):
+            with unlogged(subject.module), undisturbed(subject.module):  # copies share some of what it holds
                 known = fresh_null(*what, fresh=self.fresh, budget=self.budget)
         self._nulls[key] = known
         return known
