@@ -158,6 +158,29 @@ def test_a_constant_unit(tmp_path: Path) -> None:
     assert list(run.logger.values("hnd/body.2/readme/dead_units").values())[-1] == layer.dead.sum() >= 1
 
 
+class Grown(Net):
+    """Has two units more from the second epoch on."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.body, self.head = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Identity(), nn.ReLU()), nn.Linear(8, 1)
+            self.trainer.optimizers = [torch.optim.Adam(self.parameters(), 0.01)]
+
+
+def test_a_layer_whose_units_become_more(tmp_path: Path) -> None:
+    run = Run(tmp_path / "raise", HNDCallback(random_dictionary()), Grown())
+    with pytest.raises(ValueError, match=r"layer 'body.2' had units 6 before and has 8 in a later dissection"):
+        run.fit()
+    assert run.left() == ([0, 3], [0, 4], [4])
+    run = Run(tmp_path / "warn", HNDCallback(random_dictionary(), on_error="warn"), Grown())
+    with pytest.warns(UserWarning, match=r"could not go on with the run's timeline: .* It begins anew") as caught:
+        run.fit()
+    assert sum("begins anew" in str(warning.message) for warning in caught) == 1
+    assert run.left() == ([0, 3, 7, 11], [0, 4, 8, 12], [4, 8, 12])
+    assert run.callback.timeline is not None
+    assert [moment.step for moment in run.callback.timeline.moments] == [8, 12]
+
+
 class Interrupted:
     """A forward pass that is interrupted in the second epoch's dissection: one call to choose, then one for each."""
 

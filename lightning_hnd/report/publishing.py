@@ -177,7 +177,10 @@ class Publisher:
             fitting = trainer.state.fn == TrainerFn.FITTING
             # a Trainer that has trained nothing, and only validates, is not that of the run
             known = self.timeline if fitting or trainer.global_step else None
-            timeline = known.then(dissection) if known else Timeline.of([dissection])
+            timeline = Timeline.of([dissection])
+            if known is not None:
+                with tolerated("go on with the run's timeline", "It begins anew; training goes on", tolerate=tolerate):
+                    timeline = known.then(dissection)
             judged, found = self._judged(timeline)
             if fitting:
                 self.timeline, alarms = timeline, found
