@@ -15,9 +15,10 @@ import torch
 from conftest import random_dictionary
 from lightning.pytorch.callbacks import ModelCheckpoint
 from runs import Memory, Net, data, trainer
+from test_resume import AfterEpochOne
 from torch import Tensor, nn
 
-from lightning_hnd import HNDCallback
+from lightning_hnd import Alarm, HNDCallback
 from lightning_hnd.report import history, loggers
 
 pytestmark = [
@@ -221,6 +222,22 @@ def test_ctrl_c(tmp_path: Path, on_error: Any) -> None:
     assert run.left() == ([0, 3], [0, 4], [4])
     assert not any(module._forward_hooks for module in run.net.modules())
     assert torch.is_grad_enabled()
+
+
+def test_a_function_of_an_alert_that_fails(tmp_path: Path) -> None:
+    def call(alarm: Alarm) -> None:
+        raise ConnectionError("nobody answers")
+
+    alert = AfterEpochOne("gender", for_epochs=1, then=call)
+    run = Run(tmp_path / "raise", HNDCallback(random_dictionary(), alerts=alert))
+    with pytest.raises(ConnectionError, match="nobody answers"):
+        run.fit()
+    assert run.left() == ([0, 3], [0, 4, 8], [4])
+    run = Run(tmp_path / "warn", HNDCallback(random_dictionary(), alerts=alert, on_error="warn"))
+    with pytest.warns(UserWarning, match="not call the function of the alert .gender.: ConnectionError: nobody"):
+        run.fit()
+    assert run.left() == ([0, 3, 7, 11], [0, 4, 8, 12], [4, 8, 12])
+    assert list(run.logger.values("hnd/body.2/above_chance/alert/gender/raised").values()) == [0, 0, 1, 1]
 
 
 def test_a_picture_that_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

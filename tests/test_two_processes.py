@@ -155,6 +155,20 @@ def test_an_alert_stops_all_of_them(pair: Pair, tmp_path: Path) -> None:
     assert first.timeline == second.timeline
 
 
+def unreachable(alarm: object) -> None:
+    raise ConnectionError("nobody answers")
+
+
+def test_if_the_function_of_an_alert_fails_all_end_or_go_on(pair: Pair, tmp_path: Path) -> None:
+    alert = AfterEpochOne("gender", for_epochs=1, then=unreachable)
+    first, second = pair.run(fit, tmp_path / "raise", epochs=3, alerts=alert)
+    assert type(first) is ConnectionError  # in the first process alone it is called
+    assert str(second) == "calling the function of an alert failed in process 0: ConnectionError: nobody answers"
+    first, second = pair.results(fit, tmp_path / "warn", epochs=3, alerts=alert, on_error="warn")
+    assert first.steps == second.steps == 6
+    assert first.timeline == second.timeline
+
+
 def measured_by_group(found: Dissection) -> dict[str, float]:
     rank = torch.distributed.get_rank()
     torch.manual_seed(0)

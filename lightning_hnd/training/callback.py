@@ -337,8 +337,24 @@ class HNDCallback(Callback):
         alarms = self._publisher.publish(
             trainer, pl_module, found, self._known, self._processes, stopwatch, keys=self._keys(), tolerate=tolerate
         )
+        self._sound(trainer, alarms, tolerate=tolerate)
+
+    def _sound(self, trainer: pl.Trainer, alarms: Sequence[Alarm], *, tolerate: bool) -> None:
+        """Does what alerts ask for: the same in all processes, but for functions of the user."""
         for alarm in alarms:
-            _sound(trainer, alarm)
+            then = alarm.alert.then
+            if not callable(then):
+                rank_zero_warn(str(alarm))
+                if then == "stop":
+                    trainer.should_stop = True
+                continue
+            consequence = "The alarm is logged; training goes on"
+            with (
+                tolerated(f"call the function of the alert {alarm.alert.name!r}", consequence, tolerate=tolerate),
+                self._processes.together("calling the function of an alert"),
+            ):
+                if trainer.is_global_zero:
+                    then(alarm)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the timeline of the run, beside its dissections."""
@@ -354,8 +370,7 @@ class HNDCallback(Callback):
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
         alarms = self._publisher.begin(trainer, self.baseline, self._known, self._processes, stopwatch)
         refuse_untold(trainer, self._publisher.at_start)
-        for alarm in alarms:
-            _sound(trainer, alarm)
+        self._sound(trainer, alarms, tolerate=False)
 
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         refuse_untold(trainer, self._publisher.at_start)
@@ -416,17 +431,6 @@ class HNDCallback(Callback):
         self._last_epoch = state_dict["last_epoch"]
         self._names = tuple(state_dict["layers"])
         self._publisher = Publisher(self._dissector.rules, self._alerts, state_dict)
-
-
-def _sound(trainer: pl.Trainer, alarm: Alarm) -> None:
-    """Does what an alert asks for: the same in all processes, but for the user's function."""
-    if callable(alarm.alert.then):
-        if trainer.is_global_zero:
-            alarm.alert.then(alarm)
-        return
-    rank_zero_warn(str(alarm))
-    if alarm.alert.then == "stop":
-        trainer.should_stop = True
 
 
 def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:
