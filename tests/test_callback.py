@@ -183,6 +183,31 @@ def test_two_callbacks_keep_out_of_each_others_way(tmp_path: Path) -> None:
         assert f"hnd/{layer}/readme/mean_iou" in run.callback_metrics
 
 
+@pytest.mark.parametrize("key", ["hnd/body.0/readme/mean_iou", "hnd/body.2/readme/mean_iou", "hnd/seconds-2"])
+def test_what_one_of_two_callbacks_logs_can_be_monitored(tmp_path: Path, key: str) -> None:
+    pair = (HNDCallback(random_dictionary(), layers=layer) for layer in ("body.0", "body.2"))
+    keep = ModelCheckpoint(tmp_path, monitor=key)
+    run = trainer(tmp_path, *pair, keep, max_epochs=1)
+    run.fit(Net(), *data())
+    assert keep.best_model_score == run.callback_metrics[key]
+
+
+@pytest.mark.parametrize("dictionaries", [(False, False), (True, False), (False, True)])
+def test_what_none_of_two_callbacks_logs_is_refused_before_the_first_step(
+    tmp_path: Path, dictionaries: tuple[bool, bool]
+) -> None:
+    """Also where one of them learns only from the first batch of what size its faces are to be."""
+    pair = (
+        HNDCallback(random_dictionary() if given else None, layers=layer, max_images=40, fresh_seeds=())
+        for given, layer in zip(dictionaries, ("body.0", "body.2"), strict=True)
+    )
+    stop = EarlyStopping("hnd/body.2/readme/mean_iuo")
+    run = trainer(tmp_path, *pair, stop, num_sanity_val_steps=0)
+    with pytest.raises(ValueError, match=r"does not log; did you mean hnd/body.2/readme/mean_iou"):
+        run.fit(Net(), *data())
+    assert run.global_step == 0
+
+
 def test_two_callbacks_that_would_log_one_key_are_refused(tmp_path: Path) -> None:
     pair = (HNDCallback(random_dictionary(seed=seed)) for seed in (0, 1))
     with pytest.raises(ValueError, match=r"two HNDCallbacks of this Trainer would log 'hnd/body.2/above_chance/"):
@@ -239,6 +264,8 @@ def test_a_plateau_scheduler_on_a_stale_or_unknown_key_is_refused(tmp_path: Path
 
     net = Scheduled()
     net.monitor = "hnd/body.2/readme/mean_iou"
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau monitors .* at validation, and this run has none"):
+        trainer(tmp_path, HNDCallback(random_dictionary()), limit_val_batches=0).fit(net, *data())
     with pytest.raises(ValueError, match=r"ReduceLROnPlateau monitors .* every 2 epochs only"):
         trainer(tmp_path, HNDCallback(random_dictionary(), every_n_epochs=2)).fit(net, *data())
     net.monitor = "hnd/body.2/readme/mean_iuo"
@@ -271,6 +298,18 @@ def test_averaged_weights_are_dissected_where_they_are_validated(tmp_path: Path)
             run.fit(net, *data())
         assert torch.equal(dissected[-1], net.of[-1]) is not late
         assert any("EMAWeightAveraging stands before" in str(warning.message) for warning in caught) is late
+
+
+@pytest.mark.parametrize("key", ["hnd/body.2/readme/mean_iou", "hnd/seconds"])
+def test_what_is_measured_at_validation_can_only_be_monitored_where_there_is_one(tmp_path: Path, key: str) -> None:
+    stop = EarlyStopping(key, patience=9)
+    run = trainer(tmp_path, HNDCallback(random_dictionary()), stop, limit_val_batches=0)
+    with pytest.raises(ValueError, match=r"EarlyStopping monitors .* at validation, and this run has none"):
+        run.fit(Net(), *data())
+    assert run.global_step == 0
+    run = trainer(tmp_path, HNDCallback(random_dictionary(), at_train_epoch_end=True), stop, limit_val_batches=0)
+    run.fit(Net(), *data())
+    assert run.global_step == 8
 
 
 def test_a_run_without_validation_is_told(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from lightning_hnd.training.monitors import (
     refuse_stopping_at_nan,
     refuse_unknown,
     refuse_untold,
+    refuse_without_validation,
     warn_of_averaging,
     warn_without_validation,
 )
@@ -291,8 +292,11 @@ class HNDCallback(Callback):
         """Refuses keys that another HNDCallback logs, too, and whoever monitors one that nobody logs."""
         callbacks = _dissecting(trainer)
         refuse_shared(self._keys(), [key for callback in callbacks if callback is not self for key in callback._keys()])
-        if len(callbacks) == 1:  # what another one will log, this one cannot know
-            refuse_unknown(trainer, [*self._keys(), self._seconds_key(trainer)])
+        if trainer.state.fn == TrainerFn.FITTING and not self._at_train_epoch_end:
+            refuse_without_validation(trainer, [*self._keys(), self._seconds_key(trainer)])
+        if all(callback._learnt is not None for callback in callbacks):  # the last thing to be known
+            of_all = [key for callback in callbacks for key in (*callback._keys(), callback._seconds_key(trainer))]
+            refuse_unknown(trainer, of_all)
 
     def _seconds_key(self, trainer: pl.Trainer) -> str:
         """Each HNDCallback of a Trainer has its own."""

@@ -36,6 +36,24 @@ def warn_without_validation(trainer: pl.Trainer) -> None:
         )
 
 
+def refuse_without_validation(trainer: pl.Trainer, keys: Sequence[str]) -> None:
+    """Refuses whoever waits for what is measured at validation in a run in which none comes.
+
+    Args:
+        trainer: The trainer.
+        keys: Those that are measured at validation.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for who, monitor in monitors(trainer):
+        if monitor in keys and not trainer.enable_validation:
+            raise ValueError(
+                f"{who} monitors {monitor!r}, which HNDCallback measures at validation, and this run has none. Give "
+                "HNDCallback(at_train_epoch_end=True)"
+            )
+
+
 def monitors(trainer: pl.Trainer) -> list[tuple[str, str]]:
     """Who watches which of our keys: callbacks that stop or keep, and learning-rate schedulers once they exist."""
     watching = [
