@@ -237,7 +237,7 @@ def test_alerts_on_what_is_not_known_are_refused(wrong: dict[str, str], message:
         TypeError, match=r"alerts must be BiasAlert\('gender', ...\) or several of them, got \['gender'\]"
     ):
         HNDCallback(alerts=["gender"])  # type: ignore[list-item]
-    for bad in ({"index": 1.0}, {"for_epochs": 0}, {"level": 0.0}, {"then": "shout"}):
+    for bad in ({"index": 0.0}, {"index": 1.0}, {"for_epochs": 0}, {"level": 0.0}, {"then": "shout"}):
         with pytest.raises(ValueError, match="|".join(bad)):
             BiasAlert("gender", **bad)
     with pytest.raises(ValueError, match="two alerts have the name 'gender'"):

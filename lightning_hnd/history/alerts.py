@@ -58,7 +58,7 @@ class BiasAlert:
         concept: A global concept (``gender``); with a cue also one of its groups (``gender/Male``), or a local concept
             (``Smiling``).
         cue: Any of these. None: whether the concept is encoded at all.
-        index: What the measure must reach.
+        index: What the measure must reach, more than 0.
         for_epochs: In how many epochs in a row that are dissected; 1 is enough for a single dissection.
         then: ``warn``; ``stop``: warn, and end the training as ``EarlyStopping`` does; or a function to call with the
             :class:`Alarm`, in the first process only.
@@ -81,8 +81,8 @@ class BiasAlert:
     level: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.index < 1.0:
-            raise ValueError(f"index must lie in [0, 1), got {self.index}")
+        if not 0.0 < self.index < 1.0:  # at start every measure is 0, which is to raise no alarm
+            raise ValueError(f"index must lie between 0 and 1 (exclusive), got {self.index}")
         if self.for_epochs < 1:
             raise ValueError(f"for_epochs must be at least 1, got {self.for_epochs}")
         if not 0.0 < self.level < 1.0:
