@@ -224,6 +224,18 @@ def test_ctrl_c(tmp_path: Path, on_error: Any) -> None:
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_a_timeline_that_cannot_be_written_is_warned_of(tmp_path: Path, on_error: Any) -> None:
+    class Full(Net):
+        def on_train_end(self) -> None:
+            (tmp_path / "memory/memory/hnd/timeline.csv").mkdir()
+
+    run = Run(tmp_path, HNDCallback(random_dictionary(), on_error=on_error), Full())
+    with pytest.warns(UserWarning, match=r"could not write the timeline of the run: \w*Error: .* are there"):
+        run.fit()
+    assert run.left() == ([0, 3, 7, 11], [0, 4, 8, 12], [4, 8, 12])
+
+
 def test_a_function_of_an_alert_that_fails(tmp_path: Path) -> None:
     def call(alarm: Alarm) -> None:
         raise ConnectionError("nobody answers")

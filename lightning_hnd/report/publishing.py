@@ -195,10 +195,10 @@ class Publisher:
 
         return alarms
 
-    def end(self, trainer: pl.Trainer, *, tolerate: bool) -> None:
-        """Draws the timeline of the run beside its dissections; called when a fit is over."""
+    def end(self, trainer: pl.Trainer) -> None:
+        """Draws the timeline of the run beside its dissections, or warns; called when a fit is over."""
         if trainer.is_global_zero and self.timeline is not None and self.files.folder is not None:
-            with tolerated("write the timeline of the run", "Its dissections are there", tolerate=tolerate):
+            with tolerated("write the timeline of the run", "Its dissections are there"):
                 write_timeline(self.timeline, self.files.folder)
 
     def _scalars(self, dissection: Dissection, timeline: Timeline) -> dict[str, float]:

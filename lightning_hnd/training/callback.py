@@ -362,7 +362,7 @@ class HNDCallback(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the timeline of the run, beside its dissections."""
-        self._publisher.end(trainer, tolerate=self._tolerant)
+        self._publisher.end(trainer)
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, or takes up the history of a run that goes on."""
