@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.bias import Encoding, Labelled, encoding, label_effects, labelled, shortcut
+from lightning_hnd.functional.bias import Both, Encoding, Labelled, encoding, label_effects, labelled, shortcut
 
 ONE = torch.zeros(1, dtype=torch.int64)
 UNITS = 12
@@ -217,6 +217,47 @@ def test_labels_of_the_same_images() -> None:
             false, found = false + (not linked and p <= 0.05), found + (linked and p <= 0.05)
     assert false <= at_most(0.05, 100)
     assert found > 75
+
+
+def together(n: int, correlation: float, generator: torch.Generator) -> Tensor:
+    """Two labels that go together, ``[n, 2]``."""
+    first, same = flags(n, 0.5, generator), flags(n, (1 + correlation) / 2, generator)
+    return torch.cat([first, torch.where(same, first, ~first)], dim=1)
+
+
+@pytest.mark.parametrize("shared", [200, 120])
+@pytest.mark.parametrize(("count", "correlation"), [(128, 0.5), (128, 0.0), (600, 0.3)])
+def test_noise_links_no_labels_of_the_same_images(shared: int, count: int, correlation: float) -> None:
+    """Images of which each label is known are the same ones, or some of them."""
+    generator = torch.Generator().manual_seed(13)
+    runs, both = 50, Both(torch.arange(200 - shared, 200), torch.arange(shared))
+    index, z = [], []
+    for _ in range(runs):
+        label = together(400 - shared, correlation, generator)
+        response = torch.randn(len(label), count, generator=generator)
+        task, cue = (labelled(response[part], label[part], torch.arange(2)) for part in (slice(200), slice(-200, None)))
+        found = shortcut(task, cue, both)
+        index.append(float(found.index[0, 1]))
+        z.append(float(found.z[0, 1]))
+    assert abs(sum(z)) / runs**0.5 < 3  # the sum of so many standard normal numbers, or of smaller ones
+    assert sum(abs(value) > 1.96 for value in z) <= at_most(0.05, runs)
+    assert abs(torch.tensor(index).mean()) < 3 * torch.tensor(index).std() / runs**0.5 + 0.01
+
+
+def test_intervals_of_the_index_hold_the_truth_on_the_same_images() -> None:
+    generator = torch.Generator().manual_seed(14)
+    effect = torch.stack([answering(0, 6, 0.5), answering(6, 12, 0.5)])
+
+    def linked(images: int) -> tuple[Tensor, Tensor, Tensor]:
+        label = together(images, 0.75, generator)
+        shown = labelled(units(images, generator) + label.float() @ effect, label, torch.arange(2))
+        found = shortcut(shown, shown)
+        return found.index[0, 1], *(end[0, 1] for end in found.interval)
+
+    truth = linked(20000)[0]
+    found = [linked(160) for _ in range(150)]
+    assert abs(torch.stack([index for index, _, _ in found]).mean() - truth) < 0.05
+    assert sum(not low <= truth <= high for _, low, high in found) <= at_most(0.05, 150)
 
 
 def test_what_does_not_matter() -> None:

@@ -16,13 +16,14 @@ from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.dictionary.annotations import Annotations
 from lightning_hnd.functional import bias
-from lightning_hnd.functional.bias import Labelled, _resampled, encoding, labelled, rank_share, shortcut
+from lightning_hnd.functional.bias import Labelled, _resampled, contrasts, encoding, labelled, rank_share, shortcut
 from lightning_hnd.measuring import unit_table
 from lightning_hnd.measuring.bias import ImageSet, bias_statistics, image_sets
 from lightning_hnd.measuring.unit_table import UnitTable
 
 FACES = FaceDictionary.rendered(size=32, images=320, seed=3)
 NAMES = PAPER.labels
+NOTHING_SHOWN = contrasts(torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64))
 
 
 def network() -> nn.Sequential:
@@ -56,21 +57,59 @@ def test_a_dissection_holds_the_measures_of_its_peaks() -> None:
         )
 
 
-def test_each_set_of_images_is_measured_by_its_own_ranks() -> None:
+def partly_known() -> Annotations:
+    """The labels of the faces, of which some have no age and others no gender."""
+    group = FACES.group.clone()
+    group[160:200, PAPER.global_index("age")] = -1
+    group[270:, PAPER.global_index("gender")] = -1
+    return dataclasses.replace(FACES.annotations, group=group)
+
+
+@pytest.mark.parametrize("annotations", [FACES.annotations, partly_known()], ids=["all known", "partly"])
+def test_each_set_of_images_is_measured_by_its_own_ranks(annotations: Annotations) -> None:
     peak = torch.rand(len(FACES), 9, generator=torch.Generator().manual_seed(0))
-    table, sets = UnitTable(), image_sets(FACES.annotations)
+    table, sets = UnitTable(), image_sets(annotations)
     table.append(peak.t())
     found = bias_statistics(PAPER, sets, table, 9)
     shown = [Labelled(rank_share(peak[own.images]), *own.shown) for own in sets]
+    concept = torch.tensor([NAMES.index(name) if "/" not in name else -len(name.split("/")[0]) for name in NAMES])
     for task, of_task in zip(sets, shown, strict=True):
         for cue, of_cue in zip(sets, shown, strict=True):
-            same = task is cue or not len(task.images) or not len(cue.images)
-            expected = shortcut(of_task, of_cue)
-            for name, value in ({} if same else vars(expected)).items():
+            apart = concept[task.label, None] != concept[cue.label]
+            expected = shortcut(of_task, of_cue, task.both(cue)) if len(task.images) and len(cue.images) else None
+            for name, value in (vars(expected) if expected else {}).items():
                 measured = found[f"shortcut_{name}"][task.label[:, None], cue.label]
-                torch.testing.assert_close(measured, value, equal_nan=True, msg=name)
+                torch.testing.assert_close(measured[apart], value[apart], equal_nan=True, msg=name)
+                assert measured[~apart].isnan().all()
     lean = torch.cat([encoding(own, torch.ones(9, dtype=torch.bool)).lean for own in shown[len(PAPER.kinds) :]])
     torch.testing.assert_close(found["encoding_lean"], lean, equal_nan=True)
+
+
+@pytest.mark.parametrize("annotations", [FACES.annotations, partly_known()], ids=["all known", "partly"])
+def test_noise_does_not_take_groups_for_each_other(annotations: Annotations) -> None:
+    """They are compared on the same faces, on which ages and genders do not balance to the last."""
+    sets, z = image_sets(annotations), []
+    for seed in range(20):
+        table = UnitTable()
+        table.append(torch.rand(400, len(FACES), generator=torch.Generator().manual_seed(seed)))
+        z.append(bias_statistics(PAPER, sets, table, 400)["shortcut_z"])
+    groups = torch.stack(z)[:, len(PAPER.local) :, len(PAPER.local) :]
+    tell = groups[:, ~groups.isnan().any(0)]
+    assert tell.shape[1] == 2 * (4 * 2 + 4 * 2 + 2 * 2)  # pairs of age, gender and skin tone
+    assert tell.mean(0).abs().max() < 3.5 / 20**0.5
+    assert (tell.abs() > 1.96).double().mean() < 0.05
+
+
+def test_pictures_that_a_dictionary_has_twice_are_found() -> None:
+    pictures = torch.cat([FACES.pictures[:3], FACES.pictures[1:2]])
+    twice = dataclasses.replace(FACES.subset(range(4)), pictures=pictures)
+    assert twice.annotations.picture.tolist() == [0, 1, 2, 1]
+    own, other = (
+        ImageSet(images, images, NOTHING_SHOWN, twice.annotations.picture[images])
+        for images in (torch.tensor([3, 1]), torch.tensor([2, 1, 0]))
+    )
+    both = own.both(other)
+    assert (both.first.tolist(), both.second.tolist()) == ([0, 1], [1, 1])
 
 
 def measured(batches: list[DictionaryBatch], maps: Tensor) -> dict[str, Tensor]:
@@ -179,7 +218,7 @@ def test_what_labels_csv_knows_is_held_fixed(tmp_path: Path) -> None:
 def test_nothing_depends_on_what_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     table = UnitTable()
     table.append(torch.rand(9, len(FACES), generator=torch.Generator().manual_seed(0)))
-    sets = image_sets(FACES.annotations)
+    sets = image_sets(partly_known())
     whole = bias_statistics(PAPER, sets, table, 9)
     table.spill()
     monkeypatch.setattr(unit_table, "_AT_ONCE", 4 * len(FACES))  # units in three blocks
@@ -210,6 +249,7 @@ def test_an_ontology_of_one_kind_only() -> None:
             group=torch.zeros(40, len(ontology.global_), dtype=torch.int64),
             known=torch.zeros(40, len(ontology.global_), dtype=torch.int64),
             carried=torch.rand(40, len(ontology.local), generator=torch.Generator().manual_seed(0)) < 0.5,
+            picture=torch.arange(40),
         )
         table = UnitTable()
         table.append(torch.rand(3, 40))

@@ -52,6 +52,7 @@ class Annotations(Once):
         known: ``[N, K]`` int64, what ``labels.csv`` says of each global concept, in numbers: equal ones for equal
             labels.
         carried: ``[N, C]`` bool, which local concepts it carries: those that it has masks of, empty ones included.
+        picture: ``[N]`` int64, equal numbers for equal pictures: a folder holds a face once for each of its groups.
     """
 
     ontology: Ontology
@@ -59,6 +60,7 @@ class Annotations(Once):
     group: Tensor
     known: Tensor
     carried: Tensor
+    picture: Tensor
 
     def __len__(self) -> int:
         return len(self.source)

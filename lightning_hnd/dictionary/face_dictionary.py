@@ -274,7 +274,14 @@ class FaceDictionary(Once):
     @cached_property
     def annotations(self) -> Annotations:
         """What is known of the images, without these."""
-        return Annotations(self.ontology, self.source, self.group, self.known, self.carried)
+        return Annotations(self.ontology, self.source, self.group, self.known, self.carried, self.same_pictures)
+
+    @cached_property
+    def same_pictures(self) -> Tensor:
+        """``[N]`` int64, the place of the first image with the same picture."""
+        first: dict[bytes, int] = {}
+        digests = (hashlib.sha256(picture.contiguous().numpy().data).digest() for picture in self.pictures)
+        return torch.tensor([first.setdefault(digest, i) for i, digest in enumerate(digests)])
 
     @cached_property
     def fingerprint(self) -> str:

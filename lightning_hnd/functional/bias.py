@@ -23,6 +23,9 @@ from lightning_hnd.functional.significance import LEAST_IMAGES, LEAST_TOLERANCE
 LEVEL = 0.95
 """Of intervals."""
 
+LEAST_LEFT = 0.01
+"""Of an image's noise: labels that leave less are taken to leave this much."""
+
 RESAMPLES = 200
 """Permutations, and bootstrap samples."""
 
@@ -121,6 +124,11 @@ def _span(label: Tensor) -> Tensor:
     left, values, _ = torch.linalg.svd(columns, full_matrices=False)
     spanning: Tensor = left[:, values > 1e-6 * values[:1]]  # none where there is no image
     return spanning
+
+
+def _left(values: Tensor, basis: Tensor) -> Tensor:
+    """What a basis ``[n, r]`` leaves of values ``[n, U]``: residuals of least squares."""
+    return torch.addmm(values, basis, basis.T @ values, alpha=-1)
 
 
 def label_effects(share: Tensor, contrast: Tensor) -> Tensor:
@@ -318,7 +326,7 @@ class Shortcut:
         return (self.index - reach).clamp(-1, 1), (self.index + reach).clamp(-1, 1)
 
 
-def shortcut(task: Labelled, cue: Labelled) -> Shortcut:
+def shortcut(task: Labelled, cue: Labelled, both: Both | None = None) -> Shortcut:
     r"""Whether a cue moves the units along the direction in which they tell the task's label.
 
     The *axis* of a label is the vector of its effects on the units, :math:`a_t = (e_{ut})_u`. An image's score on it,
@@ -332,19 +340,28 @@ def shortcut(task: Labelled, cue: Labelled) -> Shortcut:
     of the other have the product 0, :math:`b_{tc} = a_t^T a_c`. Up to the factor 2 this is both the difference that
     the cue makes to scores on the task's axis, and the difference that the task's label makes to scores on the cue's.
     Each is linear in the labels of its own images and has a variance that is known (White 1980, allowing for unequal
-    spreads), :math:`V_c` and :math:`V_t`. Where the images are others, or the labels held fixed for each other, they
-    add up,
+    spreads), :math:`V_c` and :math:`V_t`. They add up,
 
-    .. math:: z_{tc} = b_{tc} \Big/ \sqrt{V_c + V_t},
+    .. math:: z_{tc} = b_{tc} \Big/ \sqrt{V_c + V_t + 2 C_{tc}},
 
-    as in the test of an indirect effect (Sobel 1982). It is too small rather than too large where units follow neither.
-    In a layer that knows nothing of the task its axis is noise, and the index may be large by accident, but not ``z``.
+    as in the test of an indirect effect (Sobel 1982), with :math:`C` their covariance over images that are in both, 0
+    where there are none. It is too small rather than too large where units follow neither. In a layer that knows
+    nothing of the task its axis is noise, and the index may be large by accident, but not ``z``.
 
-    Units of one network depend on each other: images are what is drawn at random here, so nothing is assumed of units.
+    An image that has a part in an axis looks like what it is by its own noise. Where it is also one of those that are
+    scored, and the two labels go together in these images, that alone would link the two, the more the more units
+    there are. So it is taken out of the image's score: with :math:`e_{iu}` what all labels leave of :math:`r_{iu}` and
+    :math:`h_i` the leverage (the share that they take of any image's noise),
+
+    .. math:: s_{it} = \sum_u r_{iu} e_{ut} - 2\,c_{it} \sum_u \frac{e_{iu}^2}{1 - h_i}.
+
+    This takes from :math:`b_{tc}` the mean of its noise, :math:`4 \sum_i c_{it} c_{ic} \sum_u \sigma_{iu}^2`, where
+    noise is independent between images, whatever it does between units.
 
     Args:
         task: Images with the task's labels.
         cue: Images with the cue's labels: others, or the same. Then each must be among the labels of the other's.
+        both: Which images are in both. None: all of them if the units do the same on them, else none.
 
     Returns:
         The measure, NaN where a label cannot be told from the others.
@@ -368,9 +385,71 @@ def shortcut(task: Labelled, cue: Labelled) -> Shortcut:
     """
     if task.share.shape[1] != cue.share.shape[1]:
         raise ValueError(f"task has {task.share.shape[1]} units and cue {cue.share.shape[1]}; show both to one layer")
-    of_cue = moved(cue.share @ label_effects(task.share, task.contrast), Contrasts(*cue[1:]))
-    of_task = moved(task.share @ label_effects(cue.share, cue.contrast), Contrasts(*task[1:]))
-    return shortcut_from_moved(of_task, of_cue)
+    if both is None:
+        every = torch.arange(len(task.share) if torch.equal(task.share, cue.share) else 0, device=task.share.device)
+        both = Both(every, every)
+    of, to = Contrasts(*task[1:]), Contrasts(*cue[1:])
+    noise = noise_in_both([(task.share, cue.share)], of, to, both)
+    on_task = cue.share @ label_effects(task.share, task.contrast)
+    on_cue = task.share @ label_effects(cue.share, cue.contrast)
+    on_task -= own_part(of, both, noise, len(on_task))
+    on_cue -= own_part(to, both.swapped, noise, len(on_cue))
+    of_task, of_cue = moved(on_cue, of), moved(on_task, to)
+    return shortcut_from_moved(of_task, of_cue, covariance(of_task, of, of_cue, to, both))
+
+
+class Both(NamedTuple):
+    """Images that are in two sets.
+
+    Attributes:
+        first: ``[m]`` int64, their places in the first one.
+        second: ``[m]`` int64, in the second one. A picture that one of them has twice is there twice.
+    """
+
+    first: Tensor
+    second: Tensor
+
+    @property
+    def swapped(self) -> Both:
+        """The same of the second set and the first."""
+        return Both(self.second, self.first)
+
+
+def noise_in_both(shares: Iterable[tuple[Tensor, Tensor]], first: Contrasts, second: Contrasts, both: Both) -> Tensor:
+    r"""How much noise the units have on images that are in two sets: ``[m]``, sums over units of its variance.
+
+    The product of what the labels of each set leave of an image's ranks there, divided by the share of the variance
+    that both leave: :math:`e^2 / (1 - h)` where sets are the same (MacKinnon and White's HC2, 1985).
+
+    Args:
+        shares: Of some units ``[n1, some units]`` in the first set, and of the same ones ``[n2, some units]`` in the
+            second one; then of others.
+        first: Its labels.
+        second: Likewise.
+        both: The images.
+    """
+    of_first, of_second = first.basis[both.first], second.basis[both.second]
+    total = of_first.new_zeros(len(of_first))
+    if not len(total):
+        return total
+    for one, other in shares:
+        total += (_left(one, first.basis)[both.first] * _left(other, second.basis)[both.second]).sum(1)
+    taken = of_first.square().sum(1) + of_second.square().sum(1)
+    taken -= ((of_first @ (of_first.T @ of_second)) * of_second).sum(1)
+    return total / (1 - taken).clamp(min=LEAST_LEFT)
+
+
+def own_part(axes: Contrasts, both: Both, noise: Tensor, images: int) -> Tensor:
+    """What images add to their scores on axes by noise of their own: ``[n, L]``. See :func:`shortcut`.
+
+    Args:
+        axes: Labels of the images of which the axes are made.
+        both: Those of these images that are scored.
+        noise: ``[m]``, as :func:`noise_in_both` finds it.
+        images: ``n``, how many are scored.
+    """
+    own = 2 * axes.contrast[both.first] * noise.unsqueeze(1)
+    return own.new_zeros(images, own.shape[1]).index_add_(0, both.second, own)
 
 
 class Moved(NamedTuple):
@@ -381,12 +460,14 @@ class Moved(NamedTuple):
         variance: ``[S, L]``, of the difference.
         effect: ``[S, L]``, as of :func:`label_effects`, on the ranks of the scores.
         spread: ``[S, L]``, the variance of the effect.
+        residual: ``[S, n]``, what all labels leave of the scores, made as large as the noise is.
     """
 
     difference: Tensor
     variance: Tensor
     effect: Tensor
     spread: Tensor
+    residual: Tensor
 
     def of_scores(self, which: Tensor) -> Moved:
         """Those of some scores ``[S']``."""
@@ -400,27 +481,46 @@ def moved(scores: Tensor, shown: Contrasts) -> Moved:
         scores: ``[n, S]``, sums over the units, so that a layer may be gone through in parts.
         shown: The labels of the images.
     """
-    return Moved(*_difference(scores, shown), *_difference(rank_share(scores), shown))
+    effect, spread, _ = _difference(rank_share(scores), shown)
+    difference, variance, residual = _difference(scores, shown)
+    return Moved(difference, variance, effect, spread, residual.T)
 
 
-def shortcut_from_moved(task: Moved, cue: Moved) -> Shortcut:
+def covariance(task: Moved, of: Contrasts, cue: Moved, to: Contrasts, both: Both) -> Tensor:
+    """Of the differences that ``L`` cues make and those that ``T`` tasks make, by images that are in both: ``[T, L]``.
+
+    Args:
+        task: What labels of the task's images do to scores on the axes of cues.
+        of: Labels ``[n, T]`` of the task's images.
+        cue: What cues do to scores of their images on the axes of tasks.
+        to: Labels ``[n, L]`` of the cue's images.
+        both: Images of the task's that are also of the cue's.
+    """
+    on_task = cue.residual.T[both.second] * of.contrast[both.first]
+    on_cue = task.residual.T[both.first] * to.contrast[both.second]
+    common: Tensor = 4 * on_task.T @ on_cue
+    return common
+
+
+def shortcut_from_moved(task: Moved, cue: Moved, common: Tensor) -> Shortcut:
     """The measure, of what labels do to scores. See :func:`shortcut`.
 
     Args:
         task: What ``T`` labels of the task's images do to scores on the axes of ``L`` cues: ``[L, T]``.
         cue: What ``L`` cues do to scores of their images on the axes of ``T`` tasks: ``[T, L]``.
+        common: ``[T, L]``, the :func:`covariance` of both.
     """
-    variance = cue.variance + task.variance.T
+    variance = (cue.variance + task.variance.T + 2 * common).clamp(min=0)
     difference = task.difference.T
     z = torch.where(variance > 0, difference / variance.clamp(min=1e-30).sqrt(), 0 * difference)
-    ratio = torch.where(cue.variance > 0, task.variance.T / cue.variance.clamp(min=1e-30), 0 * cue.variance)
+    ratio = torch.where(cue.variance > 0, variance / cue.variance.clamp(min=1e-30), 0 * cue.variance)
     index = torch.where(z.isnan(), torch.nan, cue.effect.clamp(-1, 1))
-    return Shortcut(index, (cue.spread * (1 + ratio)).sqrt(), z)
+    return Shortcut(index, (cue.spread * ratio).sqrt(), z)
 
 
-def _difference(scores: Tensor, shown: Contrasts) -> tuple[Tensor, Tensor]:
-    """Twice the difference that each label makes to scores ``[n, S]``, and its variance: ``[S, L]``."""
+def _difference(scores: Tensor, shown: Contrasts) -> tuple[Tensor, Tensor, Tensor]:
+    """Twice the difference that labels make to scores ``[n, S]``, its variance: ``[S, L]``; residuals ``[n, S]``."""
     n, spanned = shown.basis.shape
-    residual = scores - shown.basis @ (shown.basis.T @ scores)
-    variance = 4 * residual.square().T @ shown.contrast.square() * n / max(1, n - spanned)
-    return _twice_difference(scores, shown.contrast), variance
+    residual = _left(scores, shown.basis) * (n / max(1, n - spanned)) ** 0.5
+    variance = 4 * residual.square().T @ shown.contrast.square()
+    return _twice_difference(scores, shown.contrast), variance, residual

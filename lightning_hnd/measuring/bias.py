@@ -12,17 +12,21 @@ from lightning_hnd.concepts import Ontology
 from lightning_hnd.dictionary.annotations import Annotations
 from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.functional.bias import (
+    Both,
     Contrasts,
     Shortcut,
     contrasts,
+    covariance,
     encoding_from_sums,
     encoding_sums,
     label_effects,
     moved,
+    noise_in_both,
+    own_part,
     rank_share,
     shortcut_from_moved,
 )
-from lightning_hnd.measuring.unit_table import UnitTable
+from lightning_hnd.measuring.unit_table import UnitTable, rows_at_once
 
 
 class ImageSet(NamedTuple):
@@ -32,16 +36,28 @@ class ImageSet(NamedTuple):
         images: ``[n]`` int64, which.
         label: ``[L_s]`` int64, which of all labels are asked about here.
         shown: Contrasts ``[n, L_s]`` of these, and a basis ``[n, r]`` of all labels known here, which may be more.
+        picture: ``[n]`` int64, as in :class:`~lightning_hnd.dictionary.annotations.Annotations`.
     """
 
     images: Tensor
     label: Tensor
     shown: Contrasts
+    picture: Tensor
 
     def among(self, places: Tensor) -> ImageSet:
         """The same set where the images stand elsewhere, at ``places [N]``."""
         device = places.device
-        return ImageSet(places[self.images.to(device)], self.label.to(device), self.shown.to(device))
+        images = places[self.images.to(device)]
+        return ImageSet(images, self.label.to(device), self.shown.to(device), self.picture.to(device))
+
+    def both(self, other: ImageSet) -> Both:
+        """The images whose pictures are in another set, too."""
+        theirs, order = other.picture.sort()
+        begin = torch.searchsorted(theirs, self.picture)
+        count = torch.searchsorted(theirs, self.picture, right=True) - begin
+        first = torch.arange(len(count), device=count.device).repeat_interleave(count)
+        within = torch.arange(len(first), device=count.device) - (count.cumsum(0) - count)[first]
+        return Both(first, order[begin[first] + within])
 
 
 def image_sets(known: Annotations) -> list[ImageSet]:
@@ -109,6 +125,17 @@ class _Ranks:
         for block in self._table.blocks():
             yield block.double().div_(self._double).t()
 
+    def beside(self, other: _Ranks) -> Iterator[tuple[Tensor, Tensor]]:
+        """:meth:`shares` of these images and of others, of the same units at a time."""
+        if other is self:
+            yield from ((share, share) for share in self.shares())
+            return
+        step = rows_at_once(max(self._images, other._images))
+        for first in range(0, self._table.units, step):
+            last = min(first + step, self._table.units)
+            one, two = (ranks._table.rows(first, last).double().div_(ranks._double).t() for ranks in (self, other))
+            yield one, two
+
     def scores(self, axes: Tensor) -> Tensor:
         """What the images score on axes ``[U, S]``: ``[n, S]``."""
         first, total = 0, torch.zeros(self._images, axes.shape[1], dtype=torch.float64, device=axes.device)
@@ -123,13 +150,22 @@ def _shortcuts(ontology: Ontology, ranks: Sequence[_Ranks], sets: Sequence[Image
     axes = torch.full((peaks.units, size), torch.nan, dtype=torch.float64, device=device)
     for of, own in zip(ranks, sets, strict=True):
         axes[:, own.label] = torch.cat([label_effects(share, own.shown.contrast) for share in of.shares()])
-    shown = [(own, moved(of.scores(axes), own.shown)) for of, own in zip(ranks, sets, strict=True) if len(own.images)]
+    scores = [of.scores(axes) for of in ranks]
+    for i, own in enumerate(sets):
+        for j, other in enumerate(sets[: i + 1]):
+            both = own.both(other)
+            noise = noise_in_both(ranks[i].beside(ranks[j]), own.shown, other.shown, both)
+            scores[j][:, own.label] -= own_part(own.shown, both, noise, len(scores[j]))
+            if i != j:
+                scores[i][:, other.label] -= own_part(other.shown, both.swapped, noise, len(scores[i]))
+    shown = [(own, moved(of, own.shown)) for of, own in zip(scores, sets, strict=True) if len(own.images)]
     nan = torch.full((size, size), torch.nan, dtype=torch.float64, device=device)
     result = Shortcut(nan, nan.clone(), nan.clone())
-    for task, of_task in shown:
-        for cue, of_cue in shown:
-            measured = shortcut_from_moved(of_task.of_scores(cue.label), of_cue.of_scores(task.label))
-            for name, value in vars(measured).items():
+    for task, by_task in shown:
+        for cue, by_cue in shown:
+            of_task, of_cue = by_task.of_scores(cue.label), by_cue.of_scores(task.label)
+            common = covariance(of_task, task.shown, of_cue, cue.shown, task.both(cue))
+            for name, value in vars(shortcut_from_moved(of_task, of_cue, common)).items():
                 getattr(result, name)[task.label[:, None], cue.label] = value
     concept = torch.tensor(_concepts(ontology), device=device)
     same = concept[:, None] == concept  # groups of one concept exclude each other, and nothing is its own cue
@@ -148,7 +184,7 @@ def _of_kind(known: Annotations, kind: int) -> ImageSet:
     images = (known.source == kind).nonzero().flatten()
     label = torch.tensor([c for c, k in enumerate(known.ontology.concept_kind) if k == kind], dtype=torch.int64)
     others = other_labels(known.known[images], known.ontology)
-    return _image_set(images, label, known.carried[images][:, label], label, others)
+    return _image_set(known, images, label, known.carried[images][:, label], label, others)
 
 
 def _of_global(known: Annotations, k: int) -> ImageSet:
@@ -162,11 +198,14 @@ def _of_global(known: Annotations, k: int) -> ImageSet:
         group[:, j, None] == torch.arange(len(concept.groups)) for j, concept in enumerate(ontology.global_) if j != k
     ]
     others = torch.cat([*of_others, other_labels(known.known[images], ontology, ontology.global_[k].name)], dim=1)
-    return _image_set(images, label, group[:, k, None] == label - first, torch.zeros_like(label), others)
+    return _image_set(known, images, label, group[:, k, None] == label - first, torch.zeros_like(label), others)
 
 
-def _image_set(images: Tensor, label: Tensor, carried: Tensor, concept: Tensor, others: Tensor) -> ImageSet:
+def _image_set(
+    known: Annotations, images: Tensor, label: Tensor, carried: Tensor, concept: Tensor, others: Tensor
+) -> ImageSet:
     """Some labels on some images, ``others`` of them held fixed."""
     apart = torch.full((others.shape[1],), -1)
     found = contrasts(torch.cat([carried, others], dim=1), torch.cat([concept, apart]))
-    return ImageSet(images, label, found._replace(contrast=found.contrast[:, : len(label)]))
+    shown = found._replace(contrast=found.contrast[:, : len(label)])
+    return ImageSet(images, label, shown, known.picture[images])
