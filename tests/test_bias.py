@@ -127,6 +127,61 @@ def test_encoding_of_noise_is_as_rarely_significant_as_it_says() -> None:
     assert sum(float(f.low) == 0 for f in found) > 0.9 * 80
 
 
+def grouped(response: Tensor, member: Tensor, others: Tensor) -> Encoding:
+    """Of two groups, other labels held fixed."""
+    label = torch.cat([member, ~member, others], dim=1)
+    shown = labelled(response, label, torch.tensor([0, 0, *[1] * others.shape[1]]))
+    return encoding(shown._replace(contrast=shown.contrast[:, :2]), torch.ones(response.shape[1], dtype=torch.bool))
+
+
+def of_unequal_spread(share: float, spread: float, generator: torch.Generator) -> Encoding:
+    member = (torch.arange(200) < 200 * share).unsqueeze(1)
+    response = torch.randn(200, 60, generator=generator) * (1 + (spread - 1) * member)
+    return grouped(response, member, member[:, :0])
+
+
+def of_unequal_strata(kind: str, generator: torch.Generator) -> Encoding:
+    """Of groups that nearly all faces of a stratum share, where faces differ more, or less, than in the other one."""
+    stratum = flags(300, 0.5, generator)
+    member = flags(300, 0.5, generator) | (stratum & flags(300, 0.8, generator))
+    silent, loud = (0.1, 1) if kind == "silent" else (1, 0.1)
+    response = torch.randn(300, 60, generator=generator) * torch.where(stratum, silent, loud)
+    return grouped(response + stratum, member, stratum)
+
+
+UNENCODED = {
+    "a tenth spreads twice as much": lambda generator: of_unequal_spread(0.1, 2.0, generator),
+    "a half spreads three times as much": lambda generator: of_unequal_spread(0.5, 3.0, generator),
+    "the rest spreads twice as much": lambda generator: of_unequal_spread(0.1, 0.5, generator),
+    "silent where groups hardly differ": lambda generator: of_unequal_strata("silent", generator),
+    "loud where groups hardly differ": lambda generator: of_unequal_strata("loud", generator),
+}
+
+
+@pytest.mark.parametrize("case", UNENCODED)
+def test_encoding_is_not_taken_for_what_else_groups_differ_in(case: str) -> None:
+    generator = torch.Generator().manual_seed(15)
+    found = [UNENCODED[case](generator) for _ in range(60)]
+    assert sum(float(f.p) <= 0.05 for f in found) <= at_most(0.05, 60)
+    assert 0.25 * 60 < sum(float(f.index) == 0 for f in found) < 0.8 * 60  # as often below chance as above
+
+
+def test_encoding_is_seen_behind_labels_that_matter_more() -> None:
+    generator = torch.Generator().manual_seed(16)
+
+    def seen(images: int) -> Encoding:
+        age, member = torch.randint(4, (images, 1), generator=generator), flags(images, 0.5, generator)
+        response = torch.randn(images, 32, generator=generator) + 2 * age + 0.2 * member
+        return grouped(response, member, age == torch.arange(4))
+
+    truth = float(seen(20000).index)
+    found = [seen(400) for _ in range(30)]
+    assert all(float(f.p) <= 0.05 for f in found)
+    index = torch.stack([f.index for f in found])
+    assert abs(index.mean() - truth) < 3 * index.std() / 30**0.5
+    assert 30 - sum(bool(f.low <= truth <= f.high) for f in found) <= at_most(0.05, 30)
+
+
 def test_intervals_of_encoding_hold_the_truth() -> None:
     generator = torch.Generator().manual_seed(6)
     truth, covered = math.erf(0.5 / 2), 0

@@ -47,7 +47,7 @@ class Emergence(NamedTuple):
 
     Attributes:
         kind: ``concept``: units are paired with it; ``group``: likewise; ``encoding``: the layer encodes the global
-            concept more strongly than exchanged labels would show (``docs/bias.md``).
+            concept more strongly than noise would show (``docs/bias.md``).
         name: ``Eyeglasses``, ``gender/Male``, ``gender``.
         moment: The first of all those, up to the last, in which it was there; None if it did not stay.
     """

@@ -101,7 +101,7 @@ def bias_statistics(ontology: Ontology, sets: Sequence[ImageSet], peaks: UnitTab
         same = (r for r, other in zip(ranks, sets, strict=False) if torch.equal(own.images, other.images))
         ranks.append(next(same, None) or _Ranks(peaks, own.images))
     of_groups = list(zip(ranks, sets, strict=True))[len(ontology.kinds) :]
-    found = [encoding_from_sums(encoding_sums(of.shares, own.shown.contrast), live) for of, own in of_groups]
+    found = [encoding_from_sums(encoding_sums(of.shares(), own.shown), live) for of, own in of_groups]
     empty = torch.zeros(0, dtype=torch.float64, device=peaks.device)
     result = {
         f"encoding_{name}": torch.stack([getattr(e, name) for e in found]) if found else empty
