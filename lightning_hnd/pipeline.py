@@ -95,8 +95,7 @@ def dissect(
     null: Null = {}
     if fresh_seeds:  # first, for it may be refused
         fresh = FreshWeights.chosen(fresh_seeds, factory, level)
-        with undisturbed(model):  # of which copies share some
-            null = fresh_null(model, dictionary, names, showing, fresh=fresh, budget=budget)
+        null = fresh_null(model, dictionary, names, showing, fresh=fresh, budget=budget)
     statistics = measure(model, dictionary, names, rule.quantile, showing, budget=budget, evidence=level is not None)
     return Dissection.from_statistics(with_null(statistics, null), dictionary.ontology, rule, describe(dictionary))
 

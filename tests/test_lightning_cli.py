@@ -1,4 +1,4 @@
-"""LightningCLI builds the callback from a YAML file: all of its settings are plain values."""
+"""LightningCLI builds the callback from a YAML file: all of its settings are plain values, or names of functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from runs import SIZE, Net, data
 from torch import Tensor
 
-from lightning_hnd import HNDCallback, Rule
+from lightning_hnd import BiasAlert, HNDCallback, Rule
 
 pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse: pip install 'jsonargparse[signatures]'")
 from lightning.pytorch.cli import LightningCLI, LightningDataModule
@@ -47,6 +47,9 @@ trainer:
         batch_size: 3
         budget: 1000000
         max_images: 4
+        level: 0.1
+        fresh_seeds: [1]
+        factory: test_lightning_cli.Module
 """
 
 
@@ -78,6 +81,8 @@ def test_every_setting_from_yaml(tmp_path: Path, folder: Path) -> None:
     assert callback.latest is not None
     assert list(callback.latest.layers) == ["body.0", "body.2"]
     assert callback.rule == Rule(quantile=0.01, iou_threshold=0.05, firing_only=True)
+    assert callback.latest.rule == Rule(quantile=0.01, level=0.1)
+    assert callback.latest["body.0"].asked_fresh
     assert callback.dictionary is not None
     assert (len(callback.dictionary), callback.dictionary.size) == (4, SIZE)
     torch.testing.assert_close(callback.dictionary.mean, (0.4, 0.5, 0.6))
@@ -92,6 +97,13 @@ def test_the_defaults_from_yaml_and_from_the_command_line(tmp_path: Path) -> Non
     cli = LightningCLI(Module, Faces, args=[*args, "--trainer.accelerator=cpu", "--trainer.logger=false"], run=False)
     (callback,) = (c for c in cli.trainer.callbacks if isinstance(c, HNDCallback))
     assert callback._faces.source.max_images == 99
+
+
+def test_alerts_from_yaml(tmp_path: Path) -> None:
+    bare = CONFIG.split("        dictionary")[0].format(root=tmp_path)
+    alerts = "        alerts:\n          - concept: gender\n            index: 0.3\n          - concept: age\n"
+    (callback,) = (c for c in run(tmp_path, bare + alerts).trainer.callbacks if isinstance(c, HNDCallback))
+    assert callback._alerts == (BiasAlert("gender", index=0.3), BiasAlert("age"))
 
 
 def test_the_config_that_is_saved_builds_it_again(tmp_path: Path, folder: Path) -> None:

@@ -117,7 +117,7 @@ def fresh_null(
     """
     networks: dict[str, list[tuple[Mapping[str, Tensor], Tensor]]] = {name: [] for name in layers}
     showing = replace(showing, processes=replace(showing.processes, split=False))  # each has them whole
-    with torch.inference_mode(False), undisturbed(model):  # which hooks and what is shared may lead back to
+    with torch.inference_mode(False), undisturbed(model):  # hooks of copies may lead back to it
         waiting = acquainted_networks(model, dictionary, showing, fresh)
         for seed in fresh.seeds:
             with showing.processes.together("showing the dictionary to fresh weights"):

@@ -52,14 +52,15 @@ def defend(
     2019). That of *placed* need not be: to exchange masks among the faces that carry a concept changes nothing in how a
     unit responds to the concept at its usual place, so that of pairs which are not placed the selection tells nothing.
     Fewer questions are asked so, and more is found of what is there. Parts and concepts that can be absent are two
-    families; in each, units are tested first, then concepts within those that passed. A pair must also be associated
-    when that is asked by itself: a unit that surely detects several concepts would be granted another one unasked.
+    families, of which each is granted half the level; in each, units are tested first, then concepts within those that
+    passed. A pair must also be associated when that is asked by itself: a unit that surely detects several concepts
+    would be granted another one unasked.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
         live: ``[U]`` bool.
         fresh: What :func:`learnt_null` returned.
-        level: The false discovery rate of each question, in each family.
+        level: The false discovery rate of pairs, and of each question by itself.
 
     Returns:
         The verdicts.
@@ -69,8 +70,8 @@ def defend(
     is_associated = units_then_concepts(p_associated, live, level)
     worth_asking = p_associated <= WORTH_ASKING
     weaker = torch.maximum(p_associated / WORTH_ASKING, p_placed)
-    paired = units_then_concepts(torch.where(has_absence, torch.nan, p_placed), live, level)
-    paired |= units_then_concepts(torch.where(worth_asking, weaker, torch.nan), live, level) & is_associated
+    paired = units_then_concepts(torch.where(has_absence, torch.nan, p_placed), live, level / 2)
+    paired |= units_then_concepts(torch.where(worth_asking, weaker, torch.nan), live, level / 2) & is_associated
     is_placed = units_then_concepts(p_placed, live, level) | paired
     associated = _verdict(is_associated, ~p_associated.isnan())
     placed = _verdict(is_placed, ~p_placed.isnan())

@@ -133,7 +133,7 @@ class Dissector:
         missing = any(subject.processes.any([known is None]))  # asked by all, also by those that know
         if known is None or missing:
             what = (subject.module, subject.dictionary, subject.layers, self._showing(subject))
-            with unlogged(subject.module), undisturbed(subject.module):  # copies share some of what it holds
+            with unlogged(subject.module):
                 known = fresh_null(*what, fresh=self.fresh, budget=self.budget)
         self._nulls[key] = known
         return known
