@@ -12,7 +12,7 @@ from lightning_hnd.showing.memory import out_of_memory
 
 @contextlib.contextmanager
 def tolerated(doing: str, consequence: str, *, tolerate: bool = True) -> Iterator[None]:
-    """While open an exception ends the block with a warning, and what follows the block goes on.
+    """Turns an exception in the block into a warning; execution continues after the block.
 
     Want of memory is always raised: the next step of the training would fail for it, too. So is what is no
     ``Exception``: ``KeyboardInterrupt``, ``SystemExit``.

@@ -19,11 +19,11 @@ def in_threads(
 ) -> Generator[_Result, None, None]:
     """Results in the order of the items.
 
-    After an exception, and once it is closed, no thread of it does anything. Close it, so that no work is done in vain
-    after an error.
+    After an exception, and once it is closed, none of its threads is left running. Close it after an error of your own,
+    so that no work is done in vain.
 
     Args:
-        function: Pillow and NumPy let other threads run while they work.
+        function: What to do with an item. Worth it if it lets other threads run meanwhile, as Pillow and NumPy do.
         items: What to give to it, one at a time.
         title: Of the progress bar, and of the threads.
         progress: Whether to show a progress bar where there is a terminal.

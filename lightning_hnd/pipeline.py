@@ -58,8 +58,7 @@ def dissect(
             bar decides, and no evidence is gathered, which takes a little less time and memory.
         grid: ``(rows, columns)`` of token sequences, for vision transformers.
         forward_fn: How to run the model on images, where ``model(images)`` is not it.
-        batch_size: Images in a batch. None: 64, of which a model on a CPU sees fewer at a time where
-            they are large, for that takes less time.
+        batch_size: Images in a batch. None: 64; on a CPU large images are shown in smaller parts, which is faster.
         progress: Whether to show a progress bar.
         budget: Bytes that may be taken, on the device of the model, by maps in which units may fire. One forward pass
             suffices while they fit; layers for which they do not are counted in a second one, with the same result.

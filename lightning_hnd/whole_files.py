@@ -17,9 +17,9 @@ _HOUR = 3600.0
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file for writing, aside; when all is written, it takes its place, in the stead of any that is there.
+    """Writes to a hidden file beside it, which replaces any existing one when it is complete.
 
-    After an exception nothing of it remains; if the process is killed, the aside file does, hidden: :func:`sweep`.
+    After an exception nothing of it remains; if the process is killed, the hidden file does: :func:`sweep`.
 
     Args:
         path: The file. Its folder must exist.
@@ -40,7 +40,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Makes a folder aside, at once, so that a place that cannot be written to is told before the work; then moves it.
+    """Makes a hidden folder at once, so that an unwritable place fails before the work, and renames it at the end.
 
     After an exception nothing of it remains, nor of what killed processes of this machine left.
 

@@ -42,7 +42,7 @@ def is_held_out(face: Face, share: float, seed: int) -> bool:
 
 
 def without_unknown(faces: Sequence[Face], findings: Mapping[str, Findings]) -> list[Face]:
-    """The faces, each in the kinds of which all is known that any face of the kind carries.
+    """The faces, each keeping only the kinds for which it is known of every concept that other faces carry.
 
     Absence is a label: a face of which a concept is unknown would count as one that lacks it.
 

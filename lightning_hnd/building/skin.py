@@ -72,7 +72,7 @@ def typology_angle(rgb: npt.NDArray[np.uint8]) -> float | None:
 
 
 def some_of(items: npt.NDArray[_Item]) -> npt.NDArray[_Item]:
-    """Every so manieth of many, a thousand at most; they suffice to measure a colour."""
+    """Every k-th item, a thousand at most: enough to measure a colour."""
     return items[:: max(1, -(-len(items) // _MOST_PIXELS))]
 
 

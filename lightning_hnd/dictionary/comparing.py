@@ -218,7 +218,7 @@ def counted(faces: FaceDictionary, per_concept: Mapping[str, int], per_group: Ma
 
 
 def untold(faces: FaceDictionary) -> Iterator[Finding]:
-    """Kinds of images that are compared with and without a concept, and of which few bear a label of their groups."""
+    """Kinds whose images are compared with and without a concept, but mostly have no groups in ``labels.csv``."""
     ontology, carries = faces.ontology, faces.images_per_concept
     for k, kind in enumerate(ontology.kinds):
         labels = [faces.labels[i] for i in (faces.source == k).nonzero().flatten().tolist()]

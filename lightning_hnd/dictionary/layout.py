@@ -82,7 +82,7 @@ class Files:
 
     @cached_property
     def digest(self) -> str:
-        """Another one whenever a file is added, removed, renamed or written."""
+        """Changes whenever a file is added, removed, renamed or written."""
         return hashlib.sha256(repr(sorted(self.stamps.items())).encode("utf-8", "surrogatepass")).hexdigest()
 
     def find(self, name: str, where: str, report: Report) -> str | None:

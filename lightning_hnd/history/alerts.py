@@ -50,16 +50,17 @@ class BiasAlert:
     Without a cue the measure is how much more strongly the layer encodes the concept than at start
     (``encoding_index``); with one, how far the cue makes faces look like the concept to the layer
     (``shortcut_index``), or how much that has risen since the start, if that is less: random filters already answer
-    alike to what looks alike. Both are 0 at chance and 1 at most: ``docs/bias.md``. The alarm is raised when in a row
-    of dissections that spans so many epochs the measure was at least ``index``, at the significance ``level``. It is
-    taken back when that is no longer so. What a model brought along when its training started raises no alarm.
+    alike to what looks alike. Both are 0 at chance and 1 at most: ``docs/bias.md``. The alarm is raised when the
+    measure was at least ``index``, at the significance ``level``, in every dissection of ``for_epochs`` epochs in a
+    row. It is taken back when that is no longer so. What a model brought along when its training started raises no
+    alarm.
 
     Args:
         concept: A global concept (``gender``); with a cue also one of its groups (``gender/Male``), or a local concept
             (``Smiling``).
         cue: Any of these. None: whether the concept is encoded at all.
         index: What the measure must reach, more than 0.
-        for_epochs: In how many epochs in a row that are dissected; 1 is enough for a single dissection.
+        for_epochs: How many epochs in a row, of those that are dissected. 1: a single dissection is enough.
         then: ``warn``; ``stop``: warn, and end the training as ``EarlyStopping`` does; or a function to call with the
             :class:`Alarm`, in the first process only.
         level: The significance, over all groups that the names stand for.

@@ -61,8 +61,8 @@ def _page(dictionary: FaceDictionary, chapters: dict[str, dict[str, int]], sheet
     yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f"<style>{_STYLE}</style></head><body><h1>Face Dictionary</h1><p>{title}</p>"
     yield (
-        '<p class="note">Of a local concept some faces that carry it, spread evenly over all, each beside itself with '
-        "the mask tinted red; of a group some of its faces. Groups are apparent: labels that annotators gave to "
+        '<p class="note">For each local concept: faces that carry it, spread evenly over all, each next to a copy with '
+        "the mask in red. For each group: some of its faces. Groups are apparent: labels that annotators gave to "
         "pictures, not facts about people.</p>"
     )
     if dictionary.datacard:

@@ -88,8 +88,8 @@ class Processes:
             what: Says in an error what the block does.
 
         Raises:
-            RuntimeError: In the processes in which nothing happened, if the block raised in another. For what must
-                end a run, want of memory or an interrupt, an exception that ends it there, too.
+            RuntimeError: In every other process, if the block raised in one. Where it raised what must end a run
+                (want of memory, an interrupt), an exception that ends it in the others, too.
         """
         error: BaseException | None = None
         try:

@@ -23,8 +23,8 @@ from lightning_hnd.training.callback import HNDCallback
 class AblationCallback(Callback):
     """Every few epochs switches off the units that are paired with a concept, and measures what changes.
 
-    To stand behind the HNDCallback whose pairings it takes, both in ``Trainer(callbacks=[...])``. The validation data
-    is gone through once more, and ``1 + controls`` times again where a unit is paired; training is not disturbed.
+    Place it after the HNDCallback whose pairings it uses in ``Trainer(callbacks=[...])``. The validation data is gone
+    through once more, and ``1 + controls`` times again where a unit is paired; training is not disturbed.
 
     **Logged scalars** under ``hnd/<layer>/<rule>/ablation/<concept>/``: ``units``, how many are paired;
     ``overall/effect``, what switching them off changes, and ``overall/random``, what as many random ones do on average;
@@ -33,12 +33,12 @@ class AblationCallback(Callback):
     Args:
         concept: As in :func:`~lightning_hnd.ablate`.
         metric: As there.
-        every_n_epochs: When so many epochs have passed since the last time; in epochs without a dissection never. 1 if
-            somebody monitors what is logged.
+        every_n_epochs: Measure every so many epochs, and only in epochs with a dissection. Must be 1 if a callback
+            monitors what is logged.
         predict: As there, where batches are not ``(images, target)`` or ``(images, target, group)``.
         controls: As there.
         seed: As there.
-        dataloader: The number of the validation dataloader, of several.
+        dataloader: Index of the validation dataloader to use.
 
     Raises:
         ValueError: Before the first step, if a value is out of range, there is no HNDCallback before this one, the

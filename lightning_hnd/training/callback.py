@@ -125,7 +125,7 @@ class HNDCallback(Callback):
         size: Height and width of the dictionary's images, or one number for both. None: those of
             ``example_input_array``, or of the first batch.
         mean: Subtracted from the dictionary's images in 0..1, 0.5 by default: what the model is trained with.
-        std: Divides them then, 0.5 by default.
+        std: What they are divided by after that, 0.5 by default.
         grid: ``(rows, columns)`` of token sequences, for vision transformers.
         forward_fn: From the LightningModule and images to anything: one forward pass, where
             ``pl_module(images)`` is not it.

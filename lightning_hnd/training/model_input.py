@@ -29,7 +29,7 @@ class DictionarySource:
         given: A dictionary, the path of one in the released layout, or None for the built-in rendered faces.
         size: Height and width, or one number for both. None: those of the images that the model gets.
         mean: Subtracted from images in 0..1; None: 0.5.
-        std: Divides them then; None: 0.5.
+        std: What they are divided by after that; None: 0.5.
         max_images: How many of its images to show at most, see :meth:`FaceDictionary.sample`; None: all.
 
     Raises:

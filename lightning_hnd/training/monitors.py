@@ -133,8 +133,8 @@ def _refuse_unmeasured(trainer: pl.Trainer, who: str, monitor: str, known: Seque
     if not ours:
         there = ", ".join(repr(c.concept) for c in ablating) or "none"
         raise ValueError(
-            f"{who} monitors {monitor!r}, which an AblationCallback of that concept logs; of the callbacks there are "
-            f"those of: {there}"
+            f"{who} monitors {monitor!r}, but no AblationCallback of that concept is in the Trainer; there are those "
+            f"of: {there}"
         )
     starts = [key.removesuffix(_CHURN) for key in known if key.endswith(_CHURN)]  # of the rule that decides pairings
     if start not in starts:

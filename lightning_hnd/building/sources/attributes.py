@@ -33,7 +33,8 @@ def read_attributes(path: Path, findings: Findings, at_least: float = 1.0) -> Ma
     intensity. They may be called ``AU_1``, ``AU1``, ``AU01`` or ``AU 1``; of OpenFace's ``AU01_c`` and ``AU01_r`` the
     first counts. ``Male`` or ``gender`` gives the gender. All other columns are kept as labels.
 
-    Absence is a label, and no label is none: an empty value, or a column that is not there, makes a concept unknown.
+    Absence is a label; a missing label is not absence: an empty value, or a column that is not there, makes a concept
+    unknown.
 
     Args:
         path: The table.
