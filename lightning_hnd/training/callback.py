@@ -129,8 +129,8 @@ class HNDCallback(Callback):
         grid: ``(rows, columns)`` of token sequences, for vision transformers.
         forward_fn: From the LightningModule and images to anything: one forward pass, where
             ``pl_module(images)`` is not it.
-        batch_size: Dictionary images in a batch, at most. None: 64, of which a model on a CPU sees fewer at a
-            time where they are large, for that takes less time.
+        batch_size: Dictionary images in a batch, at most. None: 64; on a CPU large images are shown in smaller
+            parts, which is faster.
         budget: Bytes that maps in which units may fire may take in each process; see :func:`~lightning_hnd.dissect`.
         max_images: Show at most so many of the dictionary's images, the same every time; see
             :meth:`FaceDictionary.sample`. None: all.
