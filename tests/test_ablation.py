@@ -291,7 +291,11 @@ def test_a_generator_that_training_draws_from_too_is_not_disturbed(tmp_path: Pat
 @pytest.mark.parametrize(
     ("monitor", "every", "message"),
     [
-        ("above_chance/ablation/nose/overall/effect", 1, r"no AblationCallback of that concept is in the Trainer; .* 'Eyeglasses'"),
+        (
+            "above_chance/ablation/nose/overall/effect",
+            1,
+            r"no AblationCallback of that concept is in the Trainer; .* 'Eyeglasses'",
+        ),
         ("above_chance/ablation/Eyeglasses/overall/effect", 2, "which AblationCallback measures every 2 epochs only"),
         (
             "readme/ablation/Eyeglasses/overall/effect",
