@@ -131,8 +131,8 @@ class Evidence:
               that ``labels.csv`` tells of its images, being the other labels
             - ``placed_z``, ``placed_effect [U, C]``:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`
-            - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: that of each mode of the masks, and how much
-              it counts, mean over the units
+            - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: of concepts without absence that of each mode
+              of the masks, and how much it counts, mean over the units
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
               carry the concept; NaN where none does
             - ``group_z``, ``group_effect [U, G]``: for a group whether the effect is above 0, of the peak, the mean and
@@ -191,7 +191,9 @@ class Evidence:
         first, agreement, *higher, product = sums.split([MODES, 1, *[MODES] * 4], dim=2)
         test = exchanged_masks_test((first, *higher), product, images, weight, kurtosis)
         result["placed_z"][:], result["placed_effect"][:] = test.z, test.effect
-        result["placed_correlation"][:], result["placed_share"][:] = test.correlation.float(), test.share.mean(0)
+        parts = [c for kind in self._kinds for c in kind.concepts if c not in kind.absent]
+        result["placed_correlation"][:, parts] = test.correlation[:, parts].float()
+        result["placed_share"][parts] = test.share[:, parts].mean(0)
         result["agreement"][:] = agreement.squeeze(2) / torch.where(images > 0, images, torch.nan)
 
 

@@ -91,26 +91,20 @@ def _verdict(passed: Tensor, applies: Tensor) -> Tensor:
 def effects(evidence: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tensor:
     """The numbers in which fresh weights must be exceeded: ``[U, C + G]``.
 
-    Of a local concept that of place: correlations with the modes of its masks, each counted in the spreads that fresh
-    weights give to it, and weighted as in :func:`~lightning_hnd.functional.significance.exchanged_masks_test`. Of one
-    that can be absent the effect of association and that of place, each counted in the spreads that fresh weights give
-    to it, and added: they may answer to eyeglasses, but hardly where just these are. Of a group its effect.
+    Of a concept with absence the effect of association, and so of a group. Of another one that of place: correlations
+    with the modes of its masks, each counted in the spreads that fresh weights give to it, and weighted as in
+    :func:`~lightning_hnd.functional.significance.exchanged_masks_test`.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
-        fresh: What :func:`learnt_null` returned.
+        fresh: ``mode_mean``, ``mode_spread`` and ``mode_share [C, K]`` of :func:`learnt_null`.
     """
-    place = _of_place(evidence, fresh)
-    both = _excess(evidence["associated_effect"], fresh, "associated") + _excess(place, fresh, "placed")
-    local = torch.where(evidence["associated_auc"].isfinite(), both, place)
+    beyond = (evidence["placed_correlation"].double() - fresh["mode_mean"]) / fresh["mode_spread"].clamp(min=1e-9)
+    of_place = torch.where(fresh["mode_spread"] > 1e-9, beyond * fresh["mode_share"], 0.0).sum(2)
+    has_absence = evidence["associated_auc"].isfinite()
+    of_place = torch.where(evidence["placed_effect"].isnan(), torch.nan, of_place)
+    local = torch.where(has_absence, evidence["associated_effect"], of_place)
     return torch.cat([local, evidence["group_effect"]], dim=1)
-
-
-def _of_place(evidence: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tensor:
-    """The effect of place ``[U, C]``, NaN where there is none."""
-    modes = _excess(evidence["placed_correlation"].double(), fresh, "mode")
-    of_place = torch.where(fresh["mode_spread"] > 1e-9, modes * fresh["mode_share"], 0.0).sum(2)
-    return torch.where(evidence["placed_effect"].isnan(), torch.nan, of_place)
 
 
 def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict[str, Tensor]:
@@ -121,11 +115,10 @@ def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict
 
     Returns:
         Over their live units ``mode_mean``, ``mode_spread`` and ``mode_share [C, K]`` of the correlations with modes of
-        masks; ``associated_mean``, ``associated_spread``, ``placed_mean`` and ``placed_spread [C]`` of the two effects;
-        ``mean`` and ``reach [C + G]`` of what :func:`effects` makes of these; ``best_concept`` and ``best_group [n]``:
-        of each live unit the largest effect over concepts and over groups, as the excess over the mean in reaches. Both
-        are those of all other networks then, or of the other half of a single one, as they are of other units for a
-        model: else no unit could lie far from what it is measured by, and the units of a model would seem to.
+        masks, and ``mean`` and ``spread [C + G]`` of each effect; ``best_concept`` and ``best_group [n]``: of each live
+        unit the largest effect over concepts and over groups, counted in spreads from the mean. Both are those of all
+        other networks then, or of the other half of a single one, as they are of other units for a model: else no unit
+        could lie far from what it is measured by, and the units of a model would seem to.
     """
     found = [_of_units(evidence, live) for evidence, live in networks]
     first = found[0]
@@ -134,13 +127,13 @@ def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict
     best = []
     for i, fold in enumerate(folds):
         others = _moments([*folds[:i], *folds[i + 1 :]])
-        best.append(_beyond_mean(effects(fold, others), others))
-    beyond, concepts = torch.cat(best), first["placed_z"].shape[1]
-    nothing = beyond.new_full((len(beyond), 1), -torch.inf)
+        best.append(_excess(effects(fold, others), others))
+    excess, concepts = torch.cat(best), first["placed_z"].shape[1]
+    nothing = excess.new_full((len(excess), 1), -torch.inf)
     return {
         **_moments(found),
-        "best_concept": torch.cat([nothing, beyond[:, :concepts]], dim=1).amax(1),
-        "best_group": torch.cat([nothing, beyond[:, concepts:]], dim=1).amax(1),
+        "best_concept": torch.cat([nothing, excess[:, :concepts]], dim=1).amax(1),
+        "best_group": torch.cat([nothing, excess[:, concepts:]], dim=1).amax(1),
     }
 
 
@@ -161,27 +154,18 @@ def _of_units(evidence: Mapping[str, Tensor], some: Tensor) -> dict[str, Tensor]
 def _moments(networks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """What :func:`effects` and :func:`beyond_fresh` need of the units of networks."""
     of_all = {name: torch.cat([network[name] for network in networks]) for name in _UNITS_FIRST}
-    null = {"mode_share": torch.stack([network["placed_share"] for network in networks]).mean(0)}
-
-    def seen(name: str, values: Tensor) -> None:
-        null[f"{name}_mean"] = values.nanmean(0)
-        null[f"{name}_spread"] = (values - null[f"{name}_mean"]).square().nanmean(0).sqrt()
-
-    seen("mode", of_all["placed_correlation"].double())
-    seen("associated", of_all["associated_effect"])
-    seen("placed", _of_place(of_all, null))
+    modes = of_all["placed_correlation"].double()
+    null = {"mode_mean": modes.nanmean(0)}
+    null["mode_spread"] = (modes - null["mode_mean"]).square().nanmean(0).sqrt()
+    null["mode_share"] = torch.stack([network["placed_share"] for network in networks]).mean(0)
     effect = effects(of_all, null)
     null["mean"] = effect.nanmean(0)
-    null["reach"] = (effect - null["mean"]).clamp(min=0).pow(4).nanmean(0).pow(0.25)
+    null["spread"] = (effect - null["mean"]).square().nanmean(0).sqrt()
     return null
 
 
-def _excess(values: Tensor, null: Mapping[str, Tensor], name: str) -> Tensor:
-    return (values - null[f"{name}_mean"]) / null[f"{name}_spread"].clamp(min=1e-9)
-
-
-def _beyond_mean(effect: Tensor, null: Mapping[str, Tensor]) -> Tensor:
-    return torch.nan_to_num((effect - null["mean"]) / null["reach"].clamp(min=1e-9), nan=-torch.inf)
+def _excess(effect: Tensor, null: Mapping[str, Tensor]) -> Tensor:
+    return torch.nan_to_num((effect - null["mean"]) / null["spread"].clamp(min=1e-9), nan=-torch.inf)
 
 
 def beyond_fresh(
@@ -189,18 +173,15 @@ def beyond_fresh(
 ) -> tuple[Tensor, Tensor]:
     """Which pairs exceed what fresh weights do: ``[U, C]`` and ``[U, G]`` bool.
 
-    The effect of each pair is compared with the largest one that units with fresh weights reach over all concepts (all
-    groups). So that no concept decides for all others, effects are counted in the *reach* that fresh weights have in
-    each: the fourth root of the mean fourth power of what lies above their mean. (By the standard deviation a concept
-    counts too much to which a few filters answer far more than all others.) Units are selected by Benjamini and
-    Hochberg's procedure; of a selected unit those concepts are learnt that pass the same bar by themselves, so that
-    within a unit no concept is claimed falsely but with the probability of the unit's own test (Westfall and Young
-    1993).
+    The effect of each pair, counted in the spreads that fresh weights give to it, is compared with the largest one that
+    units with fresh weights reach over all concepts (all groups). Units are selected by Benjamini and Hochberg's
+    procedure; of a selected unit those concepts are learnt that pass the same bar by themselves, so that within a unit
+    no concept is claimed falsely but with the probability of the unit's own test (Westfall and Young 1993).
     """
-    beyond, concepts = _beyond_mean(effects(evidence, fresh), fresh), evidence["placed_z"].shape[1]
+    excess, concepts = _excess(effects(evidence, fresh), fresh), evidence["placed_z"].shape[1]
     return (
-        _maximum_test(beyond[:, :concepts], live, fresh["best_concept"], level),
-        _maximum_test(beyond[:, concepts:], live, fresh["best_group"], level),
+        _maximum_test(excess[:, :concepts], live, fresh["best_concept"], level),
+        _maximum_test(excess[:, concepts:], live, fresh["best_group"], level),
     )
 
 
