@@ -109,7 +109,17 @@ def test_pictures_that_a_dictionary_has_twice_are_found() -> None:
         for images in (torch.tensor([3, 1]), torch.tensor([2, 1, 0]))
     )
     both = own.both(other)
-    assert (both.first.tolist(), both.second.tolist()) == ([0, 1], [1, 1])
+    assert (both.first.tolist(), both.second.tolist()) == ([0], [1])  # of two copies each goes with one
+    assert own.both(own).first.tolist() == own.both(own).second.tolist() == [0, 1]
+    none = ImageSet(torch.zeros(0, dtype=torch.int64), own.label[:0], NOTHING_SHOWN, own.picture[:0])
+    assert [len(some) for some in (*own.both(none), *none.both(own))] == [0, 0, 0, 0]
+
+
+def test_of_many_copies_of_a_picture_no_more_pairs_are_made_than_there_are_images() -> None:
+    same = ImageSet(torch.arange(20_000), torch.arange(1), NOTHING_SHOWN, torch.zeros(20_000, dtype=torch.int64))
+    both = same.both(same)
+    assert torch.equal(both.first, both.second)
+    assert len(both.first) == 20_000
 
 
 def measured(batches: list[DictionaryBatch], maps: Tensor) -> dict[str, Tensor]:

@@ -417,7 +417,7 @@ class Both(NamedTuple):
 
     Attributes:
         first: ``[m]`` int64, their places in the first one.
-        second: ``[m]`` int64, in the second one. A picture that one of them has twice is there twice.
+        second: ``[m]`` int64, in the second one.
     """
 
     first: Tensor

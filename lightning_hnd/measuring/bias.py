@@ -51,13 +51,20 @@ class ImageSet(NamedTuple):
         return ImageSet(images, self.label.to(device), self.shown.to(device), self.picture.to(device))
 
     def both(self, other: ImageSet) -> Both:
-        """The images whose pictures are in another set, too."""
-        theirs, order = other.picture.sort()
-        begin = torch.searchsorted(theirs, self.picture)
-        count = torch.searchsorted(theirs, self.picture, right=True) - begin
-        first = torch.arange(len(count), device=count.device).repeat_interleave(count)
-        within = torch.arange(len(first), device=count.device) - (count.cumsum(0) - count)[first]
-        return Both(first, order[begin[first] + within])
+        """The images whose pictures are in another set, too; of copies each goes with one."""
+        mine, (theirs, order) = _copies(self.picture), _copies(other.picture).sort()
+        if not len(theirs):
+            return Both(order, order)
+        at = torch.searchsorted(theirs, mine).clamp(max=len(theirs) - 1)
+        found = (theirs[at] == mine).nonzero().flatten()
+        return Both(found, order[at[found]])
+
+
+def _copies(picture: Tensor) -> Tensor:
+    """Numbers ``[n]`` that tell pictures, and the copies of each, apart."""
+    ordered, order = picture.sort(stable=True)
+    copy = torch.arange(len(picture), device=picture.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(picture).scatter_(0, order, (ordered << 32) + copy)
 
 
 def image_sets(known: Annotations) -> list[ImageSet]:
