@@ -213,8 +213,7 @@ def test_null_p_values_of_placed_are_not_smaller_than_uniform() -> None:
             assert share <= level + 3 * (level * (1 - level) / 3000) ** 0.5
 
 
-@pytest.mark.parametrize("share", [1.0, 0.05, 0.01])
-def test_units_that_fire_in_a_handful_of_faces_are_not_placed_by_one_odd_mask(share: float) -> None:
+def test_units_that_fire_in_a_handful_of_faces_are_not_placed_by_one_odd_mask() -> None:
     """One mask lies far from all others; it must not decide in the tail, where units are told from chance."""
     faces, _, _ = squares(images=400)
     odd = torch.zeros(1, 16, 16, dtype=torch.bool)
@@ -222,7 +221,7 @@ def test_units_that_fire_in_a_handful_of_faces_are_not_placed_by_one_odd_mask(sh
     faces = replace(faces, masks=PackedMasks.pack(torch.cat([odd, faces.masks.dense()[1:]])))
     generator = torch.Generator().manual_seed(8)
     maps = torch.randn(400, 20_000, 4, 4, generator=generator).clamp_(min=0)
-    maps *= torch.rand(400, 20_000, 1, 1, generator=generator) < share
+    maps *= torch.rand(400, 20_000, 1, 1, generator=generator) < 0.01
     z = gather(faces, maps, 100)["placed_z"][:, PAPER.concept_index("Smiling")]
     for level in (1e-3, 1e-4):
         above = int((torch.special.ndtr(-z) <= level).sum())
