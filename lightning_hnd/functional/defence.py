@@ -72,7 +72,7 @@ def defend(
     weaker = torch.maximum(p_associated / WORTH_ASKING, p_placed)
     paired = units_then_concepts(torch.where(has_absence, torch.nan, p_placed), live, level / 2)
     paired |= units_then_concepts(torch.where(worth_asking, weaker, torch.nan), live, level / 2) & is_associated
-    is_placed = units_then_concepts(p_placed, live, level) | paired
+    is_placed = units_then_concepts(p_placed, live, level) | paired  # what is paired has answered it, among fewer
     associated = _verdict(is_associated, ~p_associated.isnan())
     placed = _verdict(is_placed, ~p_placed.isnan())
     groups = units_then_concepts(upper_tail(evidence["group_z"]), live, level)
