@@ -36,7 +36,7 @@ def test_dissect_pretrained(folder: Path, tmp_path: Path) -> None:
 
 def test_quickstart(tmp_path: Path) -> None:
     program = [sys.executable, EXAMPLES / "quickstart.py", "--epochs", "1", "--faces", "130", "--logs", tmp_path]
-    program += ["--shown", "300"]
+    program += ["--shown", "100"]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "At start" in done.stdout

@@ -215,8 +215,7 @@ class SaveAt(L.Callback):
 
 
 @pytest.mark.skipif(not TENSORS_ONLY, reason="lightning < 2.6 resumes a checkpoint of on_train_batch_end a batch off")
-@pytest.mark.parametrize("step", [2, 4, 6, 8])
-@pytest.mark.parametrize("interval", [0.5, 1.0])
+@pytest.mark.parametrize(("step", "interval"), [(2, 0.5), (4, 1.0), (6, 1.0), (8, 0.5)])
 def test_checkpoints_of_any_batch_continue_the_history(tmp_path: Path, step: int, interval: float) -> None:
     """Also one from just before a validation, which Lightning does not repeat."""
     fit(tmp_path / "whole", epochs=3, val_check_interval=interval)

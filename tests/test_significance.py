@@ -226,12 +226,12 @@ class TestExchangedMasksTest:
         odd = np.where(np.arange(400) < 4, 4.0, 1.0)[:, None]  # four faces are odd along all modes
         coefficient = np.linalg.qr(np.concatenate([np.ones((400, 1)), odd * random.normal(size=(400, 4))], axis=1))[0]
         coefficient = 20 * coefficient[:, 1:]
-        a = np.zeros((400, 20_000, 4), dtype=np.float32)
-        rows = random.random((400, 20_000), dtype=np.float32).argpartition(fires - 1, axis=0)[:fires]
-        np.put_along_axis(a, rows[:, :, None], random.normal(size=(fires, 20_000, 4)).astype(np.float32), axis=0)
+        a = np.zeros((400, 10_000, 4), dtype=np.float32)
+        rows = random.random((400, 10_000), dtype=np.float32).argpartition(fires - 1, axis=0)[:fires]
+        np.put_along_axis(a, rows[:, :, None], random.normal(size=(fires, 10_000, 4)).astype(np.float32), axis=0)
         p = upper_tail(exchanged(a, coefficient[:, None].astype(np.float32), [0.7, 0.5, 0.4, 0.3]).z)
         for level in (1e-3, 1e-4):
-            assert (p <= level).sum() <= 20_000 * level + 3 * math.sqrt(20_000 * level)
+            assert (p <= level).sum() <= 10_000 * level + 3 * math.sqrt(10_000 * level)
 
 
 class TestFalseDiscovery:
