@@ -19,7 +19,8 @@ from test_resume import AfterEpochOne
 from torch import Tensor, nn
 
 from lightning_hnd import Alarm, HNDCallback
-from lightning_hnd.report import history, loggers
+from lightning_hnd.report import history
+from lightning_hnd.training import loggers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -15,6 +15,9 @@ from lightning_hnd.concepts import Ontology
 
 _T = TypeVar("_T")
 
+UNKNOWN = -1
+"""In ``source``: no local concept is labelled here. In ``group``: the image has no label of this concept."""
+
 
 class Once:
     """Something that never changes, and remembers what was found in it."""
@@ -46,9 +49,9 @@ class Annotations(Once):
     Attributes:
         ontology: The concepts.
         source: ``[N]`` int64, the kind of local concepts that the image is labelled in (an index into
-            ``ontology.kinds``), ``-1`` where none. Inside a source the absence of a concept is a label;
+            ``ontology.kinds``), :data:`UNKNOWN` where none. Inside a source the absence of a concept is a label;
             about concepts of other kinds the image says nothing.
-        group: ``[N, K]`` int64, its group of each global concept, ``-1`` where unknown.
+        group: ``[N, K]`` int64, its group of each global concept, or :data:`UNKNOWN`.
         known: ``[N, K]`` int64, what ``labels.csv`` says of each global concept, in numbers: equal ones for equal
             labels.
         carried: ``[N, C]`` bool, which local concepts it carries: those that it has masks of, empty ones included.

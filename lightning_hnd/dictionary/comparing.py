@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.dictionary.annotations import UNKNOWN
 from lightning_hnd.dictionary.confounds import CrossTable
-from lightning_hnd.dictionary.face_dictionary import UNKNOWN, FaceDictionary
+from lightning_hnd.dictionary.face_dictionary import FaceDictionary
 from lightning_hnd.dictionary.flaws import Finding, Flaw
 from lightning_hnd.dictionary.layout import GLOBAL_FOLDER, LABELS, PICTURE_SUFFIXES, Files, Listing
 from lightning_hnd.dictionary.looking import Look

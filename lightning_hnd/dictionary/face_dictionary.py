@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_hnd.concepts import PAPER, Ontology
-from lightning_hnd.dictionary.annotations import Annotations, Once
+from lightning_hnd.dictionary.annotations import UNKNOWN, Annotations, Once
+from lightning_hnd.dictionary.batch import DictionaryBatch
 from lightning_hnd.dictionary.known import numbered_labels
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.dictionary.photometric import require_photometric
@@ -22,50 +23,6 @@ from lightning_hnd.dictionary.sampling import Strata, sample
 
 Crop: TypeAlias = tuple[float, float, float, float] | Callable[[Image.Image], tuple[float, float, float, float]]
 """A box ``(left, top, right, bottom)``: in shares of the picture, or from a function, in its pixels."""
-
-UNKNOWN = -1
-"""In ``source``: no local concept is labelled here. In ``group``: the image has no label of this concept."""
-
-
-@dataclass(frozen=True)
-class DictionaryBatch:
-    """A batch of dictionary images with everything that is known of them.
-
-    Attributes:
-        dictionary: What it is a batch of.
-        index: ``[B]`` int64, the position of each image in the dictionary.
-        source: ``[B]`` int64, the kind of local concepts that each image is labelled in, see :class:`Annotations`.
-        group: ``[B, K]`` int64, its group of each global concept, likewise.
-        masks: The ``M`` masks; ``masks.dense()`` gives them as ``[M, H, W]`` bool.
-        mask_image: ``[M]`` int64, the image of each mask, as a position in this batch, ascending.
-        mask_concept: ``[M]`` int64, the local concept of each mask. An image carries the concepts that
-            it has masks of, empty ones included.
-    """
-
-    dictionary: FaceDictionary
-    index: Tensor
-    source: Tensor
-    group: Tensor
-    masks: PackedMasks
-    mask_image: Tensor
-    mask_concept: Tensor
-
-    @property
-    def images(self) -> Tensor:
-        """``[B, channels, H, W]`` float32, as the model gets them; made anew each time."""
-        return self.dictionary.images(self.index.cpu()).to(self.index.device)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of images and masks."""
-        return self.masks.size
-
-    def to(self, device: torch.device | str) -> DictionaryBatch:
-        """The same batch with its tensors on ``device``; the masks stay in main memory."""
-        tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
 
 
 @dataclass(frozen=True, eq=False)

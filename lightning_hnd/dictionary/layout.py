@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.dictionary.annotations import UNKNOWN
 from lightning_hnd.dictionary.datacard import FILE as DATACARD
 from lightning_hnd.dictionary.datacard import read_datacard
-from lightning_hnd.dictionary.face_dictionary import UNKNOWN
 from lightning_hnd.dictionary.flaws import Finding, Flaw, Report
 
 TABLE_OF_KIND = {"attribute": "Attributes.csv", "action_unit": "Action_Units.csv", "part": "Parts.csv"}

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.concepts import PAPER
-from lightning_hnd.dictionary.face_dictionary import UNKNOWN, FaceDictionary
+from lightning_hnd.dictionary.annotations import UNKNOWN
+from lightning_hnd.dictionary.face_dictionary import FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.rendering import RenderedFaces
 from lightning_hnd.rendering.labels import GLOBAL

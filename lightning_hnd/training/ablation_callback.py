@@ -18,9 +18,10 @@ from lightning_hnd.analyses.ablation import Ablation, Predict, ablate, predict_f
 from lightning_hnd.report.keys import prefix
 from lightning_hnd.showing.undisturbed import kept_generators, unlogged
 from lightning_hnd.training.callback import HNDCallback
+from lightning_hnd.training.monitors import Ablates
 
 
-class AblationCallback(Callback):
+class AblationCallback(Ablates):
     """Every few epochs switches off the units that are paired with a concept, and measures what changes.
 
     Place it after the HNDCallback whose pairings it uses in ``Trainer(callbacks=[...])``. The validation data is gone

@@ -17,17 +17,16 @@ from torch import nn
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.evidence.fresh import FreshWeights
-from lightning_hnd.faults import tolerated
 from lightning_hnd.history.alerts import Alarm, BiasAlert, alert_keys, check
 from lightning_hnd.history.timeline import Timeline
 from lightning_hnd.pipeline import BUDGET
-from lightning_hnd.report.publishing import Publisher, Stopwatch
 from lightning_hnd.rules import ABOVE_CHANCE, README, Rule, readings
 from lightning_hnd.showing.activations import Grid
 from lightning_hnd.showing.processes import ALONE
 from lightning_hnd.showing.showing import ForwardFn, Showing
 from lightning_hnd.showing.undisturbed import device_of
-from lightning_hnd.training.dissector import Dissector, Subject
+from lightning_hnd.training.dissector import Dissector
+from lightning_hnd.training.faults import tolerated
 from lightning_hnd.training.model_input import DictionarySource, LearntDictionary, find_images
 from lightning_hnd.training.monitors import (
     refuse_foreign,
@@ -40,7 +39,9 @@ from lightning_hnd.training.monitors import (
     warn_of_averaging,
     warn_without_validation,
 )
+from lightning_hnd.training.publishing import Publisher, Stopwatch
 from lightning_hnd.training.strategies import processes_of
+from lightning_hnd.training.subject import Subject
 
 OPENING = "opening the dictionary"
 
@@ -338,9 +339,8 @@ class HNDCallback(Callback):
         if tolerate and not trainer.strategy.reduce_boolean_decision(found is not None):
             found = None  # what one process lacks no process has
         self.latest = self.latest if found is None else found
-        alarms = self._publisher.publish(
-            trainer, pl_module, found, self._known, self._processes, stopwatch, keys=self._keys(), tolerate=tolerate
-        )
+        subject = self._subject(trainer, pl_module)
+        alarms = self._publisher.publish(subject, found, stopwatch, keys=self._keys(), tolerate=tolerate)
         self._sound(trainer, alarms, tolerate=tolerate)
 
     def _sound(self, trainer: pl.Trainer, alarms: Sequence[Alarm], *, tolerate: bool) -> None:
@@ -372,41 +372,41 @@ class HNDCallback(Callback):
             return
         stopwatch = Stopwatch(self._seconds_key(trainer))
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
-        alarms = self._publisher.begin(trainer, self.baseline, self._known, self._processes, stopwatch)
+        alarms = self._publisher.begin(self._subject(trainer, pl_module), self.baseline, stopwatch)
         refuse_untold(trainer, self._publisher.at_start)
         self._sound(trainer, alarms, tolerate=False)
 
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         refuse_untold(trainer, self._publisher.at_start)
         rank_zero_info("HNDCallback: the run goes on; its baseline is that of its first start")
-        few = self._prepare(trainer, pl_module, self._known.subset(range(self._processes.size)))
-        self._dissector.measure(few)  # fails now rather than later
-        baseline, latest = self._publisher.go_on(trainer, self._known, self._processes)
+        subject = self._subject(trainer, pl_module)
+        few = replace(subject, dictionary=subject.dictionary.subset(range(self._processes.size)))
+        self._dissector.measure(self._prepare(few))  # fails now rather than later
+        baseline, latest = self._publisher.go_on(subject)
         self.baseline = baseline if self.baseline is None else self.baseline
         self.latest = latest if self.latest is None else self.latest
 
     def _dissect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool) -> Dissection:
-        subject = self._prepare(trainer, pl_module, self._known)
+        subject = self._prepare(self._subject(trainer, pl_module))
         null = self._dissector.null(subject, (self.latest, self.baseline)) if self._learnt else {}
         return self._dissector.dissect(subject, null=null, at_start=at_start)
 
-    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dictionary: FaceDictionary) -> Subject:
+    def _subject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Subject:
+        assert self.dictionary is not None
+        return Subject(trainer, pl_module, self.dictionary, self._processes)
+
+    def _prepare(self, subject: Subject) -> Subject:
         """Settles what must be before a dictionary is shown; the first time, the layers are chosen."""
+        dictionary = subject.dictionary
         # processes share it out by number
         self._processes.require_same("dictionaries", f"{dictionary}, {dictionary.fingerprint}")
-        subject = Subject(trainer, pl_module, dictionary, self._processes)
         if not self._names:
             self._names = self._dissector.find_layers(subject)
         if self._learnt is None:
             self._learnt = self._dissector.asks_learnt(subject)
         check(self._alerts, dictionary.ontology)
-        self._check_keys(trainer)
+        self._check_keys(subject.trainer)
         return replace(subject, layers=self._names)
-
-    @property
-    def _known(self) -> FaceDictionary:
-        assert self.dictionary is not None
-        return self.dictionary
 
     # -------------------------------------------------------------------------------------------------------- state
 

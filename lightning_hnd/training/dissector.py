@@ -1,4 +1,4 @@
-"""Dissector: what a callback dissects, and how: layers and settings, and the module of a Trainer to put them to."""
+"""Dissector: how a callback dissects the module of its Trainer: layers and settings."""
 
 from __future__ import annotations
 
@@ -17,28 +17,9 @@ from lightning_hnd.pipeline import choose_layers, describe, measure
 from lightning_hnd.report.keys import LEARNT, QUESTIONS, keys, keys_over_time, prefix
 from lightning_hnd.rules import Rule
 from lightning_hnd.showing.activations import resolve_layers
-from lightning_hnd.showing.processes import Processes
 from lightning_hnd.showing.showing import Showing
 from lightning_hnd.showing.undisturbed import undisturbed, unlogged
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The module of a Trainer, and what it is dissected with now.
-
-    Attributes:
-        trainer: The Trainer.
-        module: Its module.
-        dictionary: The faces.
-        processes: Those that share the faces; all of them call what takes a subject.
-        layers: Names of layers, once they are known.
-    """
-
-    trainer: pl.Trainer
-    module: pl.LightningModule
-    dictionary: FaceDictionary
-    processes: Processes
-    layers: tuple[str, ...] = ()
+from lightning_hnd.training.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,22 @@ import math
 from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 _ABLATION, _CHURN = "/ablation/", "/churn"
+
+
+class Ablates(Callback):
+    """What is known here of an AblationCallback, which stands on the HNDCallback that this file serves.
+
+    Attributes:
+        concept: What it switches off the units of.
+        every_n_epochs: How often.
+    """
+
+    concept: str
+    every_n_epochs: int
 
 
 def refuse_foreign(trainer: object) -> None:
@@ -123,12 +135,8 @@ def refuse_unknown(trainer: pl.Trainer, known: Sequence[str]) -> None:
 
 def _refuse_unmeasured(trainer: pl.Trainer, who: str, monitor: str, known: Sequence[str]) -> None:
     """Refuses whoever waits for an ablation that nobody makes, or not in every epoch; groups are not known yet."""
-    from lightning_hnd.training.ablation_callback import (
-        AblationCallback,  # not at the top: it stands on what this file serves
-    )
-
     start, _, rest = monitor.partition(_ABLATION)
-    ablating = [c for c in _callbacks(trainer) if isinstance(c, AblationCallback)]
+    ablating = [c for c in _callbacks(trainer) if isinstance(c, Ablates)]
     ours = [c for c in ablating if rest.startswith(f"{c.concept}/")]
     if not ours:
         there = ", ".join(repr(c.concept) for c in ablating) or "none"

@@ -6,7 +6,7 @@ One function for each kind of logger that takes more than scalars; the others ge
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,15 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.faults import tolerated
 from lightning_hnd.history.timeline import Timeline
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report.figures import Picture, concept_histogram, overlays
 from lightning_hnd.report.keys import prefix
 from lightning_hnd.report.tables import columns, layer_markdown
 from lightning_hnd.report.timelines import timeline_picture
+from lightning_hnd.training.faults import tolerated
+
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 ROWS = 20
 """Units in a table at most."""
@@ -39,20 +41,36 @@ class Exhibit:
 def log_dir(trainer: pl.Trainer) -> Path:
     """Where what belongs to this run goes, and to no other: the folder in which Lightning makes ``checkpoints``.
 
-    For the process of rank zero.
+    Where that is on another machine (``s3://...``) it is ``default_root_dir``. For the process of rank zero.
+
+    Raises:
+        ValueError: If that is on another machine, too.
     """
-    if not trainer.loggers:
-        return Path(trainer.default_root_dir)
-    logger = trainer.loggers[0]
-    if isinstance(logger, TensorBoardLogger | CSVLogger):
-        return Path(logger.log_dir)
-    parts = [str(part) for part in (logger.name, logger.version) if part is not None]
-    return Path(logger.save_dir or trainer.default_root_dir, *parts)
+    root = str(trainer.default_root_dir)
+    folder, within = root, list[str]()
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        if isinstance(logger, TensorBoardLogger | CSVLogger):
+            folder = str(logger.log_dir)
+        else:
+            folder = str(logger.save_dir or root)
+            within = [str(part) for part in (logger.name, logger.version) if part is not None]
+    if _REMOTE.match(folder):
+        folder = root
+    if _REMOTE.match(folder):
+        raise ValueError(
+            f"HNDCallback writes files, and {folder!r} is no folder of this machine: give "
+            "Trainer(default_root_dir=...) one that is; logs may go elsewhere"
+        )
+    return Path(folder, *within)
 
 
-def write(
-    loggers: Sequence[Logger], dissection: Dissection, dictionary: FaceDictionary, timeline: Timeline, step: int
-) -> None:
+def logged_step(trainer: pl.Trainer) -> int:
+    """The step under which Lightning logs the scalars of this moment; ``global_step`` counts optimizers apart."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def write(trainer: pl.Trainer, dissection: Dissection, dictionary: FaceDictionary, timeline: Timeline) -> None:
     """Writes what is not a scalar to each logger that takes it: under ``hnd/<layer>/<rule>/``.
 
     - ``assignments``: a table of the strongest units
@@ -63,13 +81,15 @@ def write(
     A logger that fails at it, for instance since its API is another one by now, is warned of and left.
 
     Args:
-        loggers: Those of the Trainer.
+        trainer: The Trainer.
         dissection: Any.
         dictionary: The one it was made with.
         timeline: With the dissection as the last one.
-        step: Where on the axis it belongs.
     """
-    takers = [(logger, take) for logger in loggers for kind, take in _TAKERS.items() if isinstance(logger, kind)]
+    step = logged_step(trainer)
+    takers = [
+        (logger, take) for logger in trainer.loggers for kind, take in _TAKERS.items() if isinstance(logger, kind)
+    ]
     if not takers:
         return
     exhibits = [

@@ -11,20 +11,19 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.faults import tolerated
 from lightning_hnd.history.alerts import Alarm, BiasAlert, judge
 from lightning_hnd.history.timeline import Timeline
 from lightning_hnd.report.console import show
 from lightning_hnd.report.files import RunFiles
 from lightning_hnd.report.keys import prefix, scalars, scalars_over_time
-from lightning_hnd.report.loggers import log_dir, write
 from lightning_hnd.report.timelines import write_timeline
 from lightning_hnd.rules import Rule
-from lightning_hnd.showing.processes import Processes
+from lightning_hnd.training.faults import tolerated
+from lightning_hnd.training.loggers import log_dir, logged_step, write
+from lightning_hnd.training.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -74,21 +73,12 @@ class Publisher:
         """What a resumed run must know: plain data."""
         return {"baseline": dict(self.at_start), "files": self.files.state()}
 
-    def begin(
-        self,
-        trainer: pl.Trainer,
-        dissection: Dissection,
-        dictionary: FaceDictionary,
-        processes: Processes,
-        stopwatch: Stopwatch,
-    ) -> list[Alarm]:
+    def begin(self, subject: Subject, dissection: Dissection, stopwatch: Stopwatch) -> list[Alarm]:
         """Publishes the baseline, before the first step; called by all processes.
 
         Args:
-            trainer: The Trainer.
-            dissection: That of the model at start.
-            dictionary: The one it was made with.
-            processes: Those of the Trainer.
+            subject: The model at start.
+            dissection: What was found.
             stopwatch: Started before the dissection.
 
         Returns:
@@ -103,17 +93,16 @@ class Publisher:
         self.timeline = Timeline.of([dissection])
         judged, alarms = self._judged(self.timeline)
         self.at_start = self._scalars(dissection, self.timeline) | judged
+        trainer = subject.trainer
         origin = f", resumed from {trainer.ckpt_path}" if trainer.ckpt_path else ""
         title = f"At start (step {trainer.global_step}{origin})"
-        self._show_and_keep(trainer, dissection, self.timeline, dictionary, processes, title, tolerate=False)
+        self._show_and_keep(subject, dissection, self.timeline, title, tolerate=False)
         # self.log here would be recorded at the first epoch's step, behind that epoch's own value
         for logger in trainer.loggers:
-            logger.log_metrics({**self.at_start, **stopwatch.scalar}, step=_logged_step(trainer))
+            logger.log_metrics({**self.at_start, **stopwatch.scalar}, step=logged_step(trainer))
         return alarms
 
-    def go_on(
-        self, trainer: pl.Trainer, dictionary: FaceDictionary, processes: Processes
-    ) -> tuple[Dissection | None, Dissection | None]:
+    def go_on(self, subject: Subject) -> tuple[Dissection | None, Dissection | None]:
         """Takes up the files of a resumed run; called by all processes.
 
         Warns if they were made with another dictionary, and if they cannot be read under the rule.
@@ -121,6 +110,7 @@ class Publisher:
         Returns:
             Its baseline and its latest dissection, if they can be read.
         """
+        trainer, dictionary, processes = subject.trainer, subject.dictionary, subject.processes
         baseline = latest = timeline = None
         with processes.together("taking up the run's earlier dissections"):
             if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -147,11 +137,8 @@ class Publisher:
 
     def publish(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        subject: Subject,
         dissection: Dissection | None,
-        dictionary: FaceDictionary,
-        processes: Processes,
         stopwatch: Stopwatch,
         *,
         keys: Sequence[str],
@@ -160,11 +147,8 @@ class Publisher:
         """Publishes a dissection, or that there is none; called by all processes, where Lightning lets hooks log.
 
         Args:
-            trainer: The Trainer.
-            pl_module: Logs the scalars.
+            subject: The model as it is now, which logs the scalars.
             dissection: What was found; None where the dissection failed: NaN is logged then.
-            dictionary: The one it was made with.
-            processes: Those of the Trainer.
             stopwatch: Started before the dissection.
             keys: Every key to log.
             tolerate: Whether to go on where showing or writing fails.
@@ -172,6 +156,7 @@ class Publisher:
         Returns:
             The alarms that it raises, the same in all processes.
         """
+        trainer = subject.trainer
         values, alarms = dict.fromkeys(keys, math.nan), []
         if dissection is not None:
             fitting = trainer.state.fn == TrainerFn.FITTING
@@ -186,13 +171,12 @@ class Publisher:
                 self.timeline, alarms = timeline, found
             values = self._scalars(dissection, timeline) | judged
             title = f"Epoch {trainer.current_epoch}, step {trainer.global_step}"
-            self._show_and_keep(trainer, dissection, timeline, dictionary, processes, title, tolerate=tolerate)
+            self._show_and_keep(subject, dissection, timeline, title, tolerate=tolerate)
         for key, value in {**values, **stopwatch.scalar}.items():
             # the same in all processes, but for the seconds, of which the longest count
-            pl_module.log(
+            subject.module.log(
                 key, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max"
             )
-
         return alarms
 
     def end(self, trainer: pl.Trainer) -> None:
@@ -211,17 +195,10 @@ class Publisher:
         return {f"{prefix(layer, rule)}/{key}": v for layer, of in values.items() for key, v in of.items()}, alarms
 
     def _show_and_keep(
-        self,
-        trainer: pl.Trainer,
-        dissection: Dissection,
-        timeline: Timeline,
-        dictionary: FaceDictionary,
-        processes: Processes,
-        title: str,
-        *,
-        tolerate: bool,
+        self, subject: Subject, dissection: Dissection, timeline: Timeline, title: str, *, tolerate: bool
     ) -> None:
-        with processes.together("showing a dissection and writing it to a file"):
+        trainer = subject.trainer
+        with subject.processes.together("showing a dissection and writing it to a file"):
             if not trainer.is_global_zero:
                 return
             readings = [dissection.with_rule(rule) for rule in self._rules]
@@ -232,12 +209,10 @@ class Publisher:
                     "Its scalars are logged; training goes on",
                     tolerate=tolerate,
                 ):
+                    at_first = self.files.folder is None
                     self.files.save(dissection, log_dir(trainer))
+                    if at_first:
+                        rank_zero_info(f"HNDCallback: the run's dissections are kept in {self.files.folder}")
             with tolerated("draw tables and pictures", "Its scalars are logged; training goes on", tolerate=tolerate):
                 for reading in readings:
-                    write(trainer.loggers, reading, dictionary, timeline, _logged_step(trainer))
-
-
-def _logged_step(trainer: pl.Trainer) -> int:
-    """The step under which Lightning logs the scalars of this moment; ``global_step`` counts optimizers apart."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+                    write(trainer, reading, subject.dictionary, timeline)
