@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.bias import Both, Encoding, Labelled, encoding, label_effects, labelled, shortcut
+from lightning_hnd.functional.encoding import Encoding, encoding
+from lightning_hnd.functional.labels import Labelled, label_effects, labelled
+from lightning_hnd.functional.shortcut import Both, shortcut
 
 ONE = torch.zeros(1, dtype=torch.int64)
 UNITS = 12

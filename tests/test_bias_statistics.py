@@ -15,8 +15,10 @@ from lightning_hnd import DissectionMetric, FaceDictionary, dissect
 from lightning_hnd.concepts import PAPER, Ontology
 from lightning_hnd.dictionary import DictionaryBatch
 from lightning_hnd.dictionary.annotations import Annotations
-from lightning_hnd.functional import bias
-from lightning_hnd.functional.bias import Labelled, _flips, contrasts, encoding, labelled, rank_share, shortcut
+from lightning_hnd.functional.encoding import _flips, encoding
+from lightning_hnd.functional.labels import Labelled, contrasts, labelled
+from lightning_hnd.functional.ranks import rank_share
+from lightning_hnd.functional.shortcut import shortcut
 from lightning_hnd.measuring import unit_table
 from lightning_hnd.measuring.bias import ImageSet, bias_statistics, image_sets
 from lightning_hnd.measuring.unit_table import UnitTable
@@ -239,7 +241,9 @@ def test_units_and_resamples_a_few_at_a_time_say_the_same(monkeypatch: pytest.Mo
     response = torch.randn(len(member), 9, generator=torch.Generator().manual_seed(0)) + member[:, :1]
     ages = labelled(response, member, torch.zeros(4, dtype=torch.int64))
     whole = encoding(ages, torch.ones(9, dtype=torch.bool))
-    monkeypatch.setattr(bias, "_AT_ONCE", 9 * ages.contrast.numel())  # units by two, resamples by 36
+    monkeypatch.setattr(
+        "lightning_hnd.functional.encoding._AT_ONCE", 9 * ages.contrast.numel()
+    )  # units by two, resamples by 36
     parts = encoding(ages, torch.ones(9, dtype=torch.bool))
     torch.testing.assert_close(vars(parts), vars(whole))
     assert float(whole.p) == 1 / 201  # the least of 200 draws

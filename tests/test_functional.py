@@ -24,8 +24,8 @@ from lightning_hnd.functional import (
     overlap,
     upsample,
 )
-from lightning_hnd.functional.affinity import ranks_and_step
 from lightning_hnd.functional.interpolation import firing_area
+from lightning_hnd.functional.ranks import ranks_and_step
 from lightning_hnd.functional.threads import side_by_side
 
 CONCEPTS = 5

@@ -168,3 +168,25 @@ def test_mlflow_itself_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     pictures = list(artifacts.glob("images/*overlays*.png"))
     assert len(pictures) == 2
     assert Image.open(pictures[0]).mode == "RGB"
+
+
+class Elsewhere(Memory):
+    """Keeps its logs on another machine."""
+
+    save_dir = "s3://bucket/logs"
+
+
+def test_files_stay_on_this_machine_where_logs_go_to_another(tmp_path: Path) -> None:
+    callback = HNDCallback(random_dictionary(), fresh_seeds=())
+    trainer(tmp_path, callback, max_epochs=1, logger=Elsewhere()).fit(Net(), *data())
+    (folder,) = tmp_path.rglob("hnd")
+    assert len(list(folder.glob("*.hnd"))) == 2
+    assert not Path("s3:").exists()
+
+
+def test_a_run_without_a_folder_on_this_machine_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    callback = HNDCallback(random_dictionary(), fresh_seeds=())
+    run = trainer("s3://bucket/logs", callback, max_epochs=1, logger=False)
+    with pytest.raises(ValueError, match=r"'s3://bucket/logs' is no folder of this machine: .*default_root_dir"):
+        run.fit(Net(), *data())
+    assert run.global_step == 0

@@ -14,7 +14,7 @@ from runs import Net, data, trainer
 from torch import Tensor, nn
 
 from lightning_hnd import Dissection, DissectionMetric, FaceDictionary, HNDCallback, dissect
-from lightning_hnd.functional.affinity import mid_ranks
+from lightning_hnd.functional.ranks import mid_ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -13,9 +13,10 @@ from torch import Tensor
 from lightning_hnd import README, RELEASED, Dissection, DissectionMetric, LayerDissection, Rule
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.evidence.evidence import Evidence
-from lightning_hnd.functional.affinity import combine_affinity, mid_ranks
+from lightning_hnd.functional.affinity import combine_affinity
 from lightning_hnd.functional.defence import defend, learnt_null
 from lightning_hnd.functional.pairing import pair_concepts
+from lightning_hnd.functional.ranks import mid_ranks
 
 LEVEL = 0.05
 """False discovery rate that rules with p-values are run at."""

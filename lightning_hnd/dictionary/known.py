@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.concepts import Ontology
-from lightning_hnd.functional.significance import LEAST_IMAGES
+from lightning_hnd.functional.labels import LEAST_IMAGES
 
 _AGES = (20.0, 40.0, 60.0)
 _BINS = 4  # for labels that are numbers, and of which no groups are known

@@ -13,9 +13,10 @@ from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.evidence.groups import GroupEvidence
 from lightning_hnd.evidence.places import MODES, Places
-from lightning_hnd.functional.affinity import ranks_and_step
 from lightning_hnd.functional.host import averaged
-from lightning_hnd.functional.significance import LEAST_IMAGES, Contrast, RankTest, exchanged_masks_test
+from lightning_hnd.functional.labels import LEAST_IMAGES
+from lightning_hnd.functional.ranks import ranks_and_step
+from lightning_hnd.functional.significance import Contrast, RankTest, exchanged_masks_test
 from lightning_hnd.measuring.unit_table import UnitTable, rows_at_once
 from lightning_hnd.showing.processes import ALONE, Processes
 

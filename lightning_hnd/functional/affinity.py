@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.host import argsort, exceeds, positions
+from lightning_hnd.functional.ranks import mid_ranks
 
 
 def concept_affinity(
@@ -154,60 +154,6 @@ def group_affinity(
         weight = weight[labelled].double()
     member = group[labelled].unsqueeze(1) == torch.arange(num_groups, device=group.device)
     return _normalise(_mean_response(peak[labelled], low, high, member, weight))
-
-
-def mid_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Ranks along the first dimension, ascending from 1; equal values share the mean of their ranks.
-
-    Args:
-        values: ``[N, U]``.
-        weight: ``[N]`` positive: a value of weight 2 has the mean rank of two equal ones. None: all 1.
-
-    Returns:
-        ``[N, U]`` float64.
-    """
-    order, ranks = _ordered_ranks(values.t(), weight)
-    return torch.empty_like(ranks).scatter_(1, order, ranks).t()
-
-
-def ranks_and_step(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`mid_ranks` along rows, and the largest step between ranks that follow each other: 1 without ties.
-
-    Args:
-        rows: ``[R, n]``.
-
-    Returns:
-        Ranks ``[R, n]`` and steps ``[R]``, float64.
-    """
-    order, ranks = _ordered_ranks(rows, None)
-    return torch.empty_like(ranks).scatter_(1, order, ranks), ranks.diff(dim=1).amax(1)
-
-
-def _ordered_ranks(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which of each row of ``[R, n]`` comes first, second, ..., and their ranks: ``[R, n]`` each."""
-    order = argsort(rows)
-    ordered = rows.gather(1, order)
-    count, n = ordered.shape
-    begins = torch.ones_like(ordered, dtype=torch.bool)  # a run of equal values
-    begins[:, 1:] = exceeds(ordered[:, 1:], ordered[:, :-1])
-    if weight is None:
-        ranks = torch.arange(1, n + 1, dtype=torch.float64, device=rows.device).repeat(count, 1)
-        tied = positions(~begins)  # all rows in one, as below
-        if len(tied):  # with the one before, or several
-            opens = torch.ones_like(tied, dtype=torch.bool)
-            opens[1:] = tied.diff() > 1
-            runs = positions(opens)
-            more = runs.diff(append=runs.new_tensor([len(tied)]))
-            head, flat = tied[runs] - 1, ranks.view(-1)
-            flat[head] += more.double() / 2
-            flat[tied] = flat[head].repeat_interleave(more, output_size=len(tied))
-        return order, ranks
-    first = positions(begins)  # of each run
-    end = torch.cat([first[1:], first.new_tensor([count * n])])
-    upto = torch.nn.functional.pad(weight.double()[order].cumsum(1), (1, 0)).flatten()
-    row = first // n  # whose n + 1 sums these are
-    shared = (upto[first + row] + upto[end + row] + 1) / 2
-    return order, shared.repeat_interleave(end - first, output_size=count * n).view(count, n)
 
 
 def _mean_response(peak: Tensor, low: Tensor, high: Tensor, member: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_hnd.functional.affinity import ranks_and_step
+from lightning_hnd.functional.labels import LEAST_IMAGES, LEAST_LEFT, span, told_apart
+from lightning_hnd.functional.ranks import ranks_and_step, weight_below
 
 LEAST_EFFECT = 0.025
 """Partial rank correlation up to which a label counts as meaningless: less than a thousandth of the variance of ranks.
@@ -28,13 +29,7 @@ With enough images any correlation differs from 0, that of a unit on a mouth wit
 well. Hodges and Lehmann (1954) test against a range of what does not matter instead.
 """
 
-LEAST_TOLERANCE = 0.1
-"""A label of which less than this share of its variance is left once the others are known cannot be told from them."""
-
 _LEAST_SPREAD = 1e-5  # of projections of maps of norm 1 over faces: less is how float32 rounds them
-
-LEAST_IMAGES = 5
-"""Images with, and images without a label that a test takes at the least."""
 
 
 class RankTest(NamedTuple):
@@ -110,15 +105,9 @@ class Contrast(NamedTuple):
     @classmethod
     def of(cls, label: Tensor, others: Tensor) -> Contrast:
         """Prepares :func:`partial_rank_test`, which says what the arguments are."""
-        n, inside = len(label), int(label.sum())
-        ones = torch.ones(n, 1, dtype=torch.float64, device=label.device)
-        basis = _orthonormal(torch.cat([ones, others.double()], dim=1))
-        left = label.double()
-        left = left - basis @ (basis.T @ left)
-        few = min(inside, n - inside) < LEAST_IMAGES or basis.shape[1] > n // 2
-        if few or float(left.square().sum()) < LEAST_TOLERANCE * inside * (n - inside) / n:
-            left = torch.zeros_like(left)
-        return cls(label, basis, left)
+        basis = span(others)
+        left = told_apart(label, basis)
+        return cls(label, basis, torch.zeros_like(label, dtype=torch.float64) if left is None else left)
 
     def of_ranks(self, ranks: Tensor, step: Tensor, least: float = LEAST_EFFECT) -> RankTest:
         """The test of what :func:`~lightning_hnd.functional.affinity.ranks_and_step` makes of ``U`` rows ``[U, n]``."""
@@ -134,10 +123,10 @@ class Contrast(NamedTuple):
         total, square = residual @ left, residual.square()
         norm = (square.sum(1) * left.square().sum()).sqrt()
         tied = square.amax(1) < 1e-12
-        share = residual.mul_(left).sub_(_below(ranks, step, left))
+        share = residual.mul_(left).sub_(weight_below(ranks, left.unsqueeze(1), tied=bool((step != 1).any()))[0])
         known = torch.cat([basis, left.unsqueeze(1) / torch.linalg.vector_norm(left)], dim=1)
         share = torch.addmm(share, share @ known, known.t(), alpha=-1)
-        share /= (1 - known.square().sum(1)).clamp(min=0.01)
+        share /= (1 - known.square().sum(1)).clamp(min=LEAST_LEFT)
         variance = torch.maximum(square @ left.square(), share.square_().sum(1))
         beyond = total - least * norm - step / 2
         return RankTest(
@@ -145,21 +134,6 @@ class Contrast(NamedTuple):
             torch.where(tied, 0.0, total / norm.clamp(min=1e-12)),
             auc,
         )
-
-
-def _below(ranks: Tensor, step: Tensor, weight: Tensor) -> Tensor:
-    """The weight ``[n]`` of all that ranks lower, equals counted half: ``[U, n]`` as the mid-ranks are."""
-    parts = 1 if bool((step == 1).all()) else 2  # mid-ranks are 1, 2, ... or, with ties, halves of whole numbers
-    at = (parts * ranks).long()
-    of_rank = ranks.new_zeros(len(ranks), parts * ranks.shape[1] + 1).scatter_add_(1, at, weight.expand_as(ranks))
-    return of_rank.cumsum(1).sub_(of_rank, alpha=0.5).gather(1, at)
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    """An orthonormal basis of what the columns span, ``[n, rank]``."""
-    left, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    spanning: Tensor = left[:, values > 1e-6 * values.amax()]
-    return spanning
 
 
 def strongest(z: Tensor, share: Tensor) -> Tensor:

@@ -11,19 +11,16 @@ from torch import Tensor
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dictionary.annotations import Annotations
 from lightning_hnd.dictionary.known import other_labels
-from lightning_hnd.functional.bias import (
+from lightning_hnd.functional.encoding import encoding_from_sums, encoding_sums
+from lightning_hnd.functional.labels import Contrasts, contrasts, label_effects
+from lightning_hnd.functional.ranks import rank_share
+from lightning_hnd.functional.shortcut import (
     Both,
-    Contrasts,
     Shortcut,
-    contrasts,
     covariance,
-    encoding_from_sums,
-    encoding_sums,
-    label_effects,
     moved,
     noise_in_both,
     own_part,
-    rank_share,
     shortcut_from_moved,
 )
 from lightning_hnd.measuring.unit_table import UnitTable, rows_at_once
@@ -98,9 +95,9 @@ def bias_statistics(ontology: Ontology, sets: Sequence[ImageSet], peaks: UnitTab
         ``K`` global concepts, ``G`` groups of all of them, ``L`` labels.
 
         - ``encoding_index``, ``encoding_low``, ``encoding_high``, ``encoding_p [K]`` and ``encoding_lean [G]``:
-          :func:`~lightning_hnd.functional.bias.encoding`; NaN where the dictionary cannot tell
+          :func:`~lightning_hnd.functional.encoding.encoding`; NaN where the dictionary cannot tell
         - ``shortcut_index``, ``shortcut_error``, ``shortcut_z [L, L]``:
-          :func:`~lightning_hnd.functional.bias.shortcut`, a row for each task and a column for each cue; NaN
+          :func:`~lightning_hnd.functional.shortcut.shortcut`, a row for each task and a column for each cue; NaN
           where the dictionary cannot tell
     """
     ranks: list[_Ranks] = []  # sets of the same images share them
@@ -128,7 +125,7 @@ class _Ranks:
         self._table = peaks.mapped(lambda peak: (self._double * rank_share(peak[:, images].t())).t().float())
 
     def shares(self) -> Iterator[Tensor]:
-        """:func:`~lightning_hnd.functional.bias.rank_share` of a few units at a time: ``[n, some units]``."""
+        """:func:`~lightning_hnd.functional.ranks.rank_share` of a few units at a time: ``[n, some units]``."""
         for block in self._table.blocks():
             yield block.double().div_(self._double).t()
 

@@ -59,8 +59,8 @@ def scalars_over_time(timeline: Timeline) -> dict[str, float]:
     - ``births``, ``deaths``, ``switches``, ``churn``: since the moment before
       (:class:`~lightning_hnd.history.timeline.LayerTimeline`)
     - ``bias/<concept>/index``: how strongly the layer encodes the global concept, 0 as by chance, 1 at most
-      (:func:`~lightning_hnd.functional.bias.encoding`); ``since_start`` and ``since_last``: less that of the model at
-      start, and of the dissection before. NaN if the dictionary has not two groups of it with enough faces
+      (:func:`~lightning_hnd.functional.encoding.encoding`); ``since_start`` and ``since_last``: less that of the
+      model at start, and of the dissection before. NaN if the dictionary has not two groups of it with enough faces
 
     Args:
         timeline: Any.
