@@ -310,6 +310,35 @@ def test_modes_in_which_fresh_units_differ_much_count_little_in_what_is_learnt()
     assert excess == pytest.approx([0.8, 0.6 * 10, 0.0], abs=0.5)  # 0.4 and 0.2 are 1 and 10 spreads
 
 
+def test_a_unit_that_answers_and_lies_like_the_best_of_fresh_ones_is_learnt() -> None:
+    """Fresh units answer to a concept or lie at its place, by chance of their filters, and hardly ever do both."""
+    generator = torch.Generator().manual_seed(7)
+
+    def network(associated: torch.Tensor, placed: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        units = len(associated)
+        return {
+            "placed_correlation": torch.full((units, 2, 1), torch.nan),
+            "placed_share": torch.full((2, 1), torch.nan, dtype=torch.float64),
+            "placed_z": placed[:, None].expand(-1, 2),
+            "placed_effect": torch.stack([placed, torch.full_like(placed, torch.nan)], dim=1),
+            "associated_auc": torch.full((units, 2), 0.5, dtype=torch.float64),
+            "associated_effect": associated[:, None].expand(-1, 2),
+            "group_effect": torch.zeros(units, 0, dtype=torch.float64),
+        }, torch.ones(units, dtype=torch.bool)
+
+    def fresh_network() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        return network(
+            *torch.randn(2, 200, generator=generator, dtype=torch.float64).mul(torch.tensor([[0.1], [0.02]]))
+        )
+
+    fresh = learnt_null([fresh_network() for _ in range(5)])
+    both, one = torch.tensor([0.28, 0.28, 0.0]).double(), torch.tensor([0.056, 0.0, 0.056]).double()
+    evidence, live = network(both, one)
+    assert beyond_fresh(evidence, live, fresh, 0.005)[0][:, 0].tolist() == [True, False, False]
+    # of the second concept no place is known: its association alone counts
+    assert effects(evidence, fresh)[:, 1].tolist() == pytest.approx([2.8, 2.8, 0], abs=0.25)
+
+
 def test_places_are_found_once_in_each_dictionary() -> None:
     faces = random_dictionary(images=60)
     assert Places.of(faces, (6, 8)) is Places.of(faces, (6, 8))

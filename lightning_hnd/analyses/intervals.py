@@ -62,7 +62,8 @@ def effect_intervals(
     Images of a concept's source are drawn with replacement (for what needs masks: those that carry the concept), and
     each effect is found again; an interval leaves equal shares of the replicates out on both sides. The places of
     concepts, found from all masks, stay as they are. Pairs were chosen since their effects are large, so that effects
-    are on average a little smaller than they look, and so are the intervals' ends.
+    are on average a little smaller than they look, and so are the intervals' ends. Where fewer than some twenty images
+    carry the concept intervals are a little short.
 
     Args:
         model: The model that was dissected, as it was then.

@@ -91,20 +91,30 @@ def _verdict(passed: Tensor, applies: Tensor) -> Tensor:
 def effects(evidence: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tensor:
     """The numbers in which fresh weights must be exceeded: ``[U, C + G]``.
 
-    Of a concept with absence the effect of association, and so of a group. Of another one that of place: correlations
-    with the modes of its masks, each counted in the spreads that fresh weights give to it, and weighted as in
-    :func:`~lightning_hnd.functional.significance.exchanged_masks_test`.
+    Of a concept with absence the effects of association and of place together, each counted in the spreads that fresh
+    weights give to it: a random filter may answer to eyeglasses as much as a detector does, or lie as well, and hardly
+    both. Of another one what its place gives: correlations with the modes of its masks, likewise, weighted as in
+    :func:`~lightning_hnd.functional.significance.exchanged_masks_test`. Of a group the effect of association.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
-        fresh: ``mode_mean``, ``mode_spread`` and ``mode_share [C, K]`` of :func:`learnt_null`.
+        fresh: ``associated_mean``, ``associated_spread``, ``placed_mean``, ``placed_spread [C]``, and ``mode_mean``,
+            ``mode_spread``, ``mode_share [C, K]`` of :func:`learnt_null`.
     """
-    beyond = (evidence["placed_correlation"].double() - fresh["mode_mean"]) / fresh["mode_spread"].clamp(min=1e-9)
-    of_place = torch.where(fresh["mode_spread"] > 1e-9, beyond * fresh["mode_share"], 0.0).sum(2)
+    associated, place = (
+        _beyond(evidence[f"{question}_effect"], fresh[f"{question}_mean"], fresh[f"{question}_spread"])
+        for question in ("associated", "placed")
+    )
+    modes = _beyond(evidence["placed_correlation"].double(), fresh["mode_mean"], fresh["mode_spread"])
+    of_part = torch.where(place.isnan(), torch.nan, (modes * fresh["mode_share"]).nansum(2))
     has_absence = evidence["associated_auc"].isfinite()
-    of_place = torch.where(evidence["placed_effect"].isnan(), torch.nan, of_place)
-    local = torch.where(has_absence, evidence["associated_effect"], of_place)
+    local = torch.where(has_absence, associated + torch.nan_to_num(place), of_part)  # too few masks: no place is known
     return torch.cat([local, evidence["group_effect"]], dim=1)
+
+
+def _beyond(effect: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """Effects in the spreads that fresh weights give to them; 0 where these do not differ at all."""
+    return torch.where(spread > 1e-9, (effect - mean) / spread.clamp(min=1e-9), 0 * effect)
 
 
 def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict[str, Tensor]:
@@ -114,8 +124,8 @@ def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict
         networks: Of networks with fresh weights the evidence and the live units ``[U]``.
 
     Returns:
-        Over their live units ``mode_mean``, ``mode_spread`` and ``mode_share [C, K]`` of the correlations with modes of
-        masks, and ``mean`` and ``spread [C + G]`` of each effect; ``best_concept`` and ``best_group [n]``: of each live
+        Over their live units mean and spread of what :func:`effects` counts in spreads, ``mode_share [C, K]``, and
+        ``mean`` and ``spread [C + G]`` of what it returns; ``best_concept`` and ``best_group [n]``: of each live
         unit the largest effect over concepts and over groups, counted in spreads from the mean. Both are those of all
         other networks then, or of the other half of a single one, as they are of other units for a model: else no unit
         could lie far from what it is measured by, and the units of a model would seem to.
@@ -154,14 +164,21 @@ def _of_units(evidence: Mapping[str, Tensor], some: Tensor) -> dict[str, Tensor]
 def _moments(networks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """What :func:`effects` and :func:`beyond_fresh` need of the units of networks."""
     of_all = {name: torch.cat([network[name] for network in networks]) for name in _UNITS_FIRST}
-    modes = of_all["placed_correlation"].double()
-    null = {"mode_mean": modes.nanmean(0)}
-    null["mode_spread"] = (modes - null["mode_mean"]).square().nanmean(0).sqrt()
-    null["mode_share"] = torch.stack([network["placed_share"] for network in networks]).mean(0)
-    effect = effects(of_all, null)
-    null["mean"] = effect.nanmean(0)
-    null["spread"] = (effect - null["mean"]).square().nanmean(0).sqrt()
+    null = {"mode_share": torch.stack([network["placed_share"] for network in networks]).mean(0)}
+    counted = {
+        "mode": of_all["placed_correlation"].double(),
+        "associated": of_all["associated_effect"],
+        "placed": of_all["placed_effect"],
+    }
+    for name, values in counted.items():
+        null[f"{name}_mean"], null[f"{name}_spread"] = _mean_and_spread(values)
+    null["mean"], null["spread"] = _mean_and_spread(effects(of_all, null))
     return null
+
+
+def _mean_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
+    mean = values.nanmean(0)
+    return mean, (values - mean).square().nanmean(0).sqrt()
 
 
 def _excess(effect: Tensor, null: Mapping[str, Tensor]) -> Tensor:
