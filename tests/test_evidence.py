@@ -101,6 +101,7 @@ def test_agreement_and_projections_equal_the_plain_form() -> None:
             odd = np.sqrt(np.maximum(of_maps, 0) * np.maximum(of_masks, 0))
             excess = np.sum(share**2 * odd) ** 2 / len(rows)
             z = normal_quantile(np.sqrt(len(rows) - 1) * np.sum(share * r), excess)
+            z = min(z, 0) if np.mean(agreement) <= 0 else z
             assert found["placed_z"][u, c].item() == pytest.approx(z, abs=5e-3)
             effect = np.sum(weight[: len(r)] * r) / weight.sum()
             assert found["placed_effect"][u, c].item() == pytest.approx(effect, abs=1e-4)
@@ -226,6 +227,19 @@ def test_units_that_fire_in_a_handful_of_faces_are_not_placed_by_one_odd_mask() 
     for level in (1e-3, 1e-4):
         above = int((torch.special.ndtr(-z) <= level).sum())
         assert above <= 20_000 * level + 3 * (20_000 * level) ** 0.5
+
+
+def test_a_unit_that_is_off_where_the_concept_is_has_not_its_place_though_it_moves_with_it() -> None:
+    faces, square, _ = squares()
+    noise = torch.rand(240, 10, 8, 8, generator=torch.Generator().manual_seed(12))
+    on = gather(faces, noise + 2 * square[:, None])
+    off = gather(faces, noise + 2 * (square - 4 * square.mean(0))[:, None])  # around the middle, away from the square
+    c = PAPER.concept_index("Smiling")
+    for found in (on, off):
+        assert (found["placed_effect"][:, c] > 0.8).all()
+    assert (off["agreement"][:, c] < 0).all()
+    assert (off["placed_z"][:, c] == 0).all()
+    assert (on["placed_z"][:, c] > 10).all()
 
 
 def test_power_of_placed_grows_with_the_root_of_the_number_of_images() -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
 from lightning_hnd import HNDCallback, dissect
+from lightning_hnd.analyses.rotation import rotation_test
 from lightning_hnd.showing.memory import out_of_memory
 from lightning_hnd.showing.undisturbed import undisturbed
 
@@ -254,6 +255,19 @@ def test_what_copies_with_fresh_weights_share_with_a_model_is_put_back() -> None
     dissect(net, random_dictionary(), "body.2", fresh_seeds=[1])
     assert list(net.recent) == [0.0]
     assert net.python_draws.getstate() == state
+
+
+def test_hooks_of_copies_with_fresh_weights_do_not_change_the_model() -> None:
+    net = Net()
+    net.register_buffer("seen", torch.zeros(()))
+
+    def count(*_: object) -> None:
+        net.seen += 1
+
+    net.body[2].register_forward_hook(count)
+    dissect(net, random_dictionary(), "body.2", fresh_seeds=[1])
+    rotation_test(net, random_dictionary(), "body.2", strengths=(1.0,), seeds=(0,), fresh_seeds=[1])
+    assert net.seen == 0
 
 
 def test_what_has_changed_is_put_back_in_place() -> None:

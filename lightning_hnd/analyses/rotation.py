@@ -15,6 +15,7 @@ from lightning_hnd.pipeline import dissect
 from lightning_hnd.rules import README, Rule
 from lightning_hnd.showing.activations import named_layers, resolve_layers
 from lightning_hnd.showing.showing import Showing
+from lightning_hnd.showing.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def rotation_test(
         interpretable.append(tuple(units for units, _ in pairs))
         concepts.append(tuple(different for _, different in pairs))
     showing = Showing(**{name: options[name] for name in ("grid", "forward_fn", "batch_size") if name in options})
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), undisturbed(model):  # hooks of copies may lead back to it
         pairs = [counts(network) for network in acquainted_networks(model, dictionary, showing, fresh)]
     return RotationTest(
         names[0], rule, tuple(strengths), tuple(interpretable), tuple(concepts), *map(tuple, zip(*pairs, strict=True))

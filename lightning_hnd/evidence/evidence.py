@@ -131,7 +131,7 @@ class Evidence:
               usual place, over the images of the concept's source, the other concepts of the source, and the groups
               that ``labels.csv`` tells of its images, being the other labels
             - ``placed_z``, ``placed_effect [U, C]``:
-              :func:`~lightning_hnd.functional.significance.exchanged_masks_test`
+              :func:`~lightning_hnd.functional.significance.exchanged_masks_test`; z is 0 at most where the agreement is
             - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: of concepts without absence that of each mode
               of the masks, and how much it counts, mean over the units
             - ``agreement [U, C]``: the correlation between map and mask over the cells, mean over the images that
@@ -191,11 +191,13 @@ class Evidence:
         weight, kurtosis = (part.double().expand(len(sums), -1, -1) for part in (places.weight, places.kurtosis))
         first, agreement, *higher, product = sums.split([MODES, 1, *[MODES] * 4], dim=2)
         test = exchanged_masks_test((first, *higher), product, images, weight, kurtosis)
-        result["placed_z"][:], result["placed_effect"][:] = test.z, test.effect
+        agreement = agreement.squeeze(2) / torch.where(images > 0, images, torch.nan)
+        # what is less active inside the masks than outside, and moves with them, is on something beside the concept
+        result["placed_z"][:] = torch.where(agreement > 0, test.z, test.z.clamp(max=0))
+        result["placed_effect"][:], result["agreement"][:] = test.effect, agreement
         parts = [c for kind in self._kinds for c in kind.concepts if c not in kind.absent]
         result["placed_correlation"][:, parts] = test.correlation[:, parts].float()
         result["placed_share"][parts] = test.share[:, parts].mean(0)
-        result["agreement"][:] = agreement.squeeze(2) / torch.where(images > 0, images, torch.nan)
 
 
 @dataclass(frozen=True)

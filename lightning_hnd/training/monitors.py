@@ -81,14 +81,20 @@ def monitors(trainer: pl.Trainer) -> list[tuple[str, str]]:
     return [(who, monitor) for who, monitor in watching if monitor is not None and monitor.startswith("hnd/")]
 
 
-def refuse_stale(trainer: pl.Trainer, every_n_epochs: int) -> None:
+def refuse_stale(trainer: pl.Trainer, every_n_epochs: int, keys: Sequence[str] | None = None) -> None:
     """Refuses whoever would read, in an epoch without a dissection, an old value as a new one.
+
+    Args:
+        trainer: The trainer.
+        every_n_epochs: How often an HNDCallback dissects.
+        keys: What it logs. None: all keys that are ours.
 
     Raises:
         ValueError: If there is one.
     """
     for who, monitor in monitors(trainer):
-        if every_n_epochs > 1:
+        layer, ablation, _ = monitor.partition(_ABLATION)  # it is made of the pairings of a layer
+        if every_n_epochs > 1 and (keys is None or (f"{layer}{_CHURN}" if ablation else monitor) in keys):
             raise ValueError(
                 f"{who} monitors {monitor!r}, which HNDCallback measures every {every_n_epochs} epochs only; in "
                 "between it would read an old value as a new one. Give HNDCallback(every_n_epochs=1)"
