@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.functional import pair_concepts, pair_groups
 from lightning_hnd.functional.affinity import affinity_within, combine_affinity
-from lightning_hnd.functional.defence import LEVEL, Defence, defend
+from lightning_hnd.functional.defence import LEVEL, NULL, Defence, defend
 from lightning_hnd.rules import Rule
 
 Array = npt.NDArray[Any]
@@ -139,12 +139,18 @@ class LayerDissection:
         """What each pairing survives at the rule's level, 5 % for rules without one.
 
         Raises:
-            ValueError: If the statistics hold no evidence.
+            ValueError: If the statistics hold no evidence, or that of fresh weights is not of this version.
         """
         if "placed_z" not in self.statistics:
             raise ValueError(f"layer {self.name!r} was measured without evidence of chance: dissect it with level=0.05")
         numbers = {name: torch.tensor(value) for name, value in self.statistics.items() if value.dtype.kind == "f"}
-        return defend(numbers, torch.tensor(~self.dead), null_of(self.statistics) or None, self.rule.level or LEVEL)
+        null = null_of(self.statistics)
+        if null and null.keys() != NULL:
+            raise ValueError(
+                f"layer {self.name!r} was compared with fresh weights by another version of lightning-hnd: dissect it "
+                "anew, or read it with .with_rule(README)"
+            )
+        return defend(numbers, torch.tensor(~self.dead), null or None, self.rule.level or LEVEL)
 
     @cached_property
     def _affinity(self) -> tuple[Array, Array]:

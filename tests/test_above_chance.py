@@ -30,7 +30,7 @@ from lightning_hnd import (
     dissect,
 )
 from lightning_hnd.evidence.fresh import fresh_null, renewed
-from lightning_hnd.layer_dissection import ConceptPairing
+from lightning_hnd.layer_dissection import ConceptPairing, LayerDissection
 from lightning_hnd.report import scalars, scalars_over_time
 from lightning_hnd.report.tables import layer_markdown
 
@@ -150,6 +150,14 @@ def test_file_keeps_the_evidence(tmp_path: Path) -> None:
     assert again == dissection.with_rule(ABOVE_CHANCE)
     assert again.rule.name == "above_chance"
     assert np.isfinite(again["layer"].statistics["fresh_best_concept"]).any()
+
+
+def test_fresh_weights_of_another_version_are_not_read_as_if_of_this_one() -> None:
+    layer = seen(fresh_seeds=(1, 2))["layer"]
+    statistics = {name: value for name, value in layer.statistics.items() if name != "fresh_placed_spread"}
+    older = LayerDissection.of("layer", layer.ontology, ABOVE_CHANCE, statistics)
+    with pytest.raises(ValueError, match=r"by another version of lightning-hnd: .* \.with_rule\(README\)"):
+        _ = older.interpretable
 
 
 def test_names_of_rules_with_other_settings() -> None:

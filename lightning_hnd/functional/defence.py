@@ -22,6 +22,16 @@ WORTH_ASKING = 0.05
 """The p-value of an association above which nobody asks whether it has a place."""
 
 
+NULL = frozenset(f"{name}_{number}" for name in ("mode", "associated", "placed") for number in ("mean", "spread")) | {
+    "mode_share",
+    "mean",
+    "spread",
+    "best_concept",
+    "best_group",
+}
+"""The names of what :func:`learnt_null` returns."""
+
+
 class Defence(NamedTuple):
     """What pairings survive.
 
