@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.functional import pair_concepts, pair_groups
@@ -159,20 +160,25 @@ class LayerDissection:
         region, probability = combine_affinity(
             torch.tensor(self.statistics["response"]),
             torch.tensor(self.iou),
-            torch.tensor(self.ontology.concept_region),
+            self._concept_region,
             iou_threshold=self.rule.iou_threshold,
         )
         return _frozen(region.numpy()), _frozen(probability.numpy())
 
     def _defended_affinity(self) -> tuple[Array, Array]:
         """A unit's region is that of the paired concept whose masks its maps agree with most."""
-        concept_region, paired = torch.tensor(self.ontology.concept_region), self.defence.paired
-        agreement = torch.where(paired, torch.tensor(self.statistics["agreement"]), -torch.inf)
-        region = torch.where(paired.any(1), concept_region[agreement.argmax(1)], -1)
+        agreement = torch.where(self.defence.paired, torch.tensor(self.statistics["agreement"]), -torch.inf)
+        # before them no concept, which is the first of the largest where none is paired
+        strongest = functional.pad(agreement, (1, 0), value=-torch.inf).argmax(1)
+        region = functional.pad(self._concept_region, (1, 0), value=-1)[strongest]
         probability = affinity_within(
-            region, torch.tensor(self.statistics["response"]), torch.tensor(self.iou), concept_region
+            region, torch.tensor(self.statistics["response"]), torch.tensor(self.iou), self._concept_region
         )
         return _frozen(region.numpy()), _frozen(probability.numpy())
+
+    @property
+    def _concept_region(self) -> Tensor:
+        return torch.tensor(self.ontology.concept_region, dtype=torch.int64)  # also where there are none
 
     @property
     def region(self) -> Array:
@@ -194,8 +200,8 @@ class LayerDissection:
         """``[U, C]`` bool: :func:`~lightning_hnd.functional.pair_concepts`."""
         if self.rule.level is not None:
             return _frozen(self.defence.paired.numpy())
-        region, images = torch.tensor(self.ontology.concept_region), self.statistics["images_per_concept"]
-        return _frozen(pair_concepts(torch.tensor(self.probability), region, torch.tensor(images)).numpy())
+        probability, images = torch.tensor(self.probability), torch.tensor(self.statistics["images_per_concept"])
+        return _frozen(pair_concepts(probability, self._concept_region, images).numpy())
 
     @cached_property
     def paired_groups(self) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_hnd.functional.ranks import mid_ranks
 
@@ -64,8 +65,9 @@ def combine_affinity(
     """The part of :func:`concept_affinity` that needs no images: responses and IoU to region and probability."""
     if response.shape != iou.shape:
         raise ValueError(f"iou must be {tuple(response.shape)}, got {tuple(iou.shape)}")
-    best, concept = iou.max(dim=1)
-    region = torch.where(best > iou_threshold, concept_region.to(iou.device)[concept], -1)
+    # before them a concept of no region, for there may be none
+    best, concept = functional.pad(iou, (1, 0), value=-torch.inf).max(dim=1)
+    region = torch.where(best > iou_threshold, functional.pad(concept_region.to(iou.device), (1, 0))[concept], -1)
     return region, affinity_within(region, response, iou, concept_region)
 
 

@@ -31,11 +31,8 @@ def pair_concepts(probability: Tensor, concept_region: Tensor, images_per_concep
         tensor([[ True, False, False, False],
                 [False, False, False,  True]])
     """
-    shown = torch.zeros(int(concept_region.max()) + 1, dtype=torch.int64).index_add_(
-        0, concept_region, (images_per_concept > 0).long()
-    )
-    bar = torch.where(shown == 1, 0.0, CONCEPT_MARGIN / shown.clamp(min=1))
-    return probability > bar[concept_region]
+    shown = ((concept_region.unsqueeze(1) == concept_region) & (images_per_concept > 0)).sum(1)  # of a concept's region
+    return probability > torch.where(shown == 1, 0.0, CONCEPT_MARGIN / shown.clamp(min=1))
 
 
 def pair_groups(probability: Tensor, images_per_group: Tensor, margin: float) -> Tensor:

@@ -88,8 +88,9 @@ class LayerTimeline:
     @classmethod
     def of(cls, layer: LayerDissection, moment: Moment) -> LayerTimeline:
         """That of one moment."""
-        strongest = np.where(layer.paired_concepts, layer.strength, -np.inf).argmax(1)
-        concept = np.where(layer.interpretable, strongest, -1)
+        none = np.full((len(layer), 1), -np.inf)  # the first of the largest where no concept is paired
+        strength = np.where(layer.paired_concepts, layer.strength, -np.inf)
+        concept = np.concatenate([none, strength], axis=1).argmax(1) - 1
         arrays = (layer.paired_concepts, layer.paired_groups, concept, layer.dead)
         own = {key: array[None] for key, array in zip(_ARRAYS, arrays, strict=True)}
         shapes = _shapes(layer.ontology)

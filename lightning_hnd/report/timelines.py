@@ -128,7 +128,7 @@ def _concepts(figure: Any, axes: Any, layer: LayerTimeline) -> None:
 
 
 def _units(axes: Any, layer: LayerTimeline) -> None:
-    region = np.where(layer.concept >= 0, np.array(layer.ontology.concept_region)[layer.concept], -1)
+    region = np.array((*layer.ontology.concept_region, -1))[layer.concept]  # the last of them where there is none
     ever = np.flatnonzero((region >= 0).any(0))
     axes.set_title("each unit's concept, by region", fontsize=9, loc="left")
     if not len(ever):
