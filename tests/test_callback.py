@@ -114,21 +114,6 @@ def test_a_stale_or_unknown_monitor_is_refused_before_training(tmp_path: Path) -
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
-def test_of_two_callbacks_the_one_that_logs_a_key_says_whether_it_is_stale(tmp_path: Path) -> None:
-    def run(monitor: str) -> L.Trainer:
-        often = HNDCallback(random_dictionary(), "body.2", fresh_seeds=())
-        seldom = HNDCallback(random_dictionary(), "body.0", fresh_seeds=(), every_n_epochs=2)
-        made = trainer(tmp_path, often, seldom, EarlyStopping(monitor), max_epochs=2)
-        made.fit(Net(), *data())
-        return made
-
-    for monitor in ("hnd/body.2/readme/mean_iou", "hnd/seconds"):
-        assert run(monitor).current_epoch == 2
-    for monitor in ("hnd/body.0/readme/mean_iou", "hnd/seconds-2"):
-        with pytest.raises(ValueError, match=f"EarlyStopping monitors '{monitor}', .* every 2 epochs only"):
-            run(monitor)
-
-
 @pytest.mark.parametrize("example", [True, False])
 @pytest.mark.parametrize("sanity", [0, 2])
 @pytest.mark.parametrize("channels", [1, 3])

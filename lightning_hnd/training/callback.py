@@ -240,7 +240,6 @@ class HNDCallback(Callback):
         if trainer.barebones:
             rank_zero_warn("HNDCallback does nothing in Trainer(barebones=True), which measures raw speed")
         elif stage == TrainerFn.FITTING:
-            refuse_stale(trainer, _most_often(trainer))
             warn_of_averaging(trainer, self)
             if self._tolerant:
                 refuse_stopping_at_nan(trainer)
@@ -256,7 +255,6 @@ class HNDCallback(Callback):
                 self._faces.open(example, device_of(pl_module))
         if not self._at_train_epoch_end:
             warn_without_validation(trainer)
-        refuse_stale(trainer, _most_often(trainer))
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -290,14 +288,13 @@ class HNDCallback(Callback):
         return self._dissector.keys(self._names, self.dictionary, learnt=bool(self._learnt), more=more)
 
     def _check_keys(self, trainer: pl.Trainer) -> None:
-        """Refuses keys that another HNDCallback logs, too, and whoever monitors one that nobody logs."""
-        callbacks = _dissecting(trainer)
+        """Refuses keys that another HNDCallback logs, too, and who monitors one that nobody logs, or not in time."""
+        callbacks, own = _dissecting(trainer), [*self._keys(), self._seconds_key(trainer)]
         refuse_shared(self._keys(), [key for callback in callbacks if callback is not self for key in callback._keys()])
         if trainer.state.fn == TrainerFn.FITTING:
-            mine = [*self._keys(), self._seconds_key(trainer)]
-            refuse_stale(trainer, self._every_n_epochs, mine)
             if not self._at_train_epoch_end:
-                refuse_without_validation(trainer, mine)
+                refuse_without_validation(trainer, own)
+            refuse_stale(trainer, own, self._every_n_epochs, at_train_epoch_end=self._at_train_epoch_end)
         if all(callback._learnt is not None for callback in callbacks):  # the last thing to be known
             of_all = [key for callback in callbacks for key in (*callback._keys(), callback._seconds_key(trainer))]
             refuse_unknown(trainer, of_all)
@@ -438,10 +435,6 @@ class HNDCallback(Callback):
         self._last_epoch = state_dict["last_epoch"]
         self._names = tuple(state_dict["layers"])
         self._publisher = Publisher(self._dissector.rules, self._alerts, state_dict)
-
-
-def _most_often(trainer: pl.Trainer) -> int:
-    return min(callback._every_n_epochs for callback in _dissecting(trainer))
 
 
 def _dissecting(trainer: pl.Trainer) -> list[HNDCallback]:

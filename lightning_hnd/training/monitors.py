@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
@@ -58,7 +59,7 @@ def refuse_without_validation(trainer: pl.Trainer, keys: Sequence[str]) -> None:
     Raises:
         ValueError: If there is one.
     """
-    for who, monitor in monitors(trainer):
+    for who, monitor, _ in monitors(trainer):
         if monitor in keys and not trainer.enable_validation:
             raise ValueError(
                 f"{who} monitors {monitor!r}, which HNDCallback measures at validation, and this run has none. Give "
@@ -66,39 +67,84 @@ def refuse_without_validation(trainer: pl.Trainer, keys: Sequence[str]) -> None:
             )
 
 
-def monitors(trainer: pl.Trainer) -> list[tuple[str, str]]:
+class Watch(NamedTuple):
+    """Who watches one of our keys.
+
+    Attributes:
+        who: The name of its class.
+        monitor: The key.
+        epochs: From one reading to the next, where it reads when training epochs end. 0: it reads when a validation
+            ends. None: it reads at steps.
+    """
+
+    who: str
+    monitor: str
+    epochs: int | None
+
+
+def monitors(trainer: pl.Trainer) -> list[Watch]:
     """Who watches which of our keys: callbacks that stop or keep, and learning-rate schedulers once they exist."""
     watching = [
-        (type(callback).__name__, callback.monitor)
+        Watch(type(callback).__name__, callback.monitor or "", _epochs(trainer, callback))
         for callback in _callbacks(trainer)
         if isinstance(callback, EarlyStopping | ModelCheckpoint)
     ]
     watching += [
-        ("ReduceLROnPlateau", config.monitor)
+        Watch("ReduceLROnPlateau", config.monitor or "", config.frequency if config.interval == "epoch" else None)
         for config in trainer.strategy.lr_scheduler_configs
         if config.reduce_on_plateau
     ]
-    return [(who, monitor) for who, monitor in watching if monitor is not None and monitor.startswith("hnd/")]
+    return [watch for watch in watching if watch.monitor.startswith("hnd/")]
 
 
-def refuse_stale(trainer: pl.Trainer, every_n_epochs: int, keys: Sequence[str] | None = None) -> None:
-    """Refuses whoever would read, in an epoch without a dissection, an old value as a new one.
+def _epochs(trainer: pl.Trainer, callback: EarlyStopping | ModelCheckpoint) -> int | None:
+    if isinstance(callback, EarlyStopping):
+        return int(bool(callback._check_on_train_epoch_end))
+    if callback.every_n_epochs == 0:
+        return None
+    return callback.every_n_epochs if callback._should_save_on_train_epoch_end(trainer) else 0
+
+
+def refuse_stale(trainer: pl.Trainer, keys: Sequence[str], every_n_epochs: int, *, at_train_epoch_end: bool) -> None:
+    """Refuses whoever would read, when there was no dissection, an old value as a new one: Lightning keeps it.
 
     Args:
         trainer: The trainer.
-        every_n_epochs: How often an HNDCallback dissects.
-        keys: What it logs. None: all keys that are ours.
+        keys: Those of one HNDCallback.
+        every_n_epochs: How often it dissects.
+        at_train_epoch_end: Whether it does when training epochs end, and not at validation.
 
     Raises:
         ValueError: If there is one.
     """
-    for who, monitor in monitors(trainer):
-        layer, ablation, _ = monitor.partition(_ABLATION)  # it is made of the pairings of a layer
-        if every_n_epochs > 1 and (keys is None or (f"{layer}{_CHURN}" if ablation else monitor) in keys):
+    for who, monitor, epochs in monitors(trainer):
+        start, ablation, _ = monitor.partition(_ABLATION)
+        if (f"{start}{_CHURN}" if ablation else monitor) not in keys:
+            continue
+        if every_n_epochs > 1:
             raise ValueError(
                 f"{who} monitors {monitor!r}, which HNDCallback measures every {every_n_epochs} epochs only; in "
                 "between it would read an old value as a new one. Give HNDCallback(every_n_epochs=1)"
             )
+        if at_train_epoch_end and epochs == 0:
+            raise ValueError(
+                f"{who} reads {monitor!r} when a validation ends, and HNDCallback(at_train_epoch_end=True) measures it "
+                "later; it would read an old value as a new one. Give EarlyStopping(check_on_train_epoch_end=True) or "
+                "ModelCheckpoint(save_on_train_epoch_end=True)"
+            )
+        if not at_train_epoch_end and epochs and not _validated(trainer, epochs):
+            raise ValueError(
+                f"{who} reads {monitor!r} when a training epoch ends, also one without the validation at which "
+                "HNDCallback measures it; then it would read an old value as a new one. Give "
+                "HNDCallback(at_train_epoch_end=True)"
+            )
+
+
+def _validated(trainer: pl.Trainer, epochs: int) -> bool:
+    """Whether a validation comes in each of the epochs that end a group of so many."""
+    if trainer.check_val_every_n_epoch is None:  # every so many batches, whatever epoch it is
+        return (trainer.val_check_batch or 0) <= trainer.num_training_batches
+    return epochs % trainer.check_val_every_n_epoch == 0
 
 
 def refuse_stopping_at_nan(trainer: pl.Trainer) -> None:
@@ -129,7 +175,7 @@ def refuse_unknown(trainer: pl.Trainer, known: Sequence[str]) -> None:
     Raises:
         ValueError: If there is one, with the nearest keys.
     """
-    for who, monitor in monitors(trainer):
+    for who, monitor, _ in monitors(trainer):
         if _ABLATION in monitor:
             _refuse_unmeasured(trainer, who, monitor, known)
         elif monitor not in known:
@@ -171,7 +217,7 @@ def refuse_untold(trainer: pl.Trainer, at_start: Mapping[str, float]) -> None:
     Raises:
         ValueError: If there is one.
     """
-    for who, monitor in monitors(trainer):
+    for who, monitor, _ in monitors(trainer):
         if math.isnan(at_start.get(monitor, 0.0)):
             raise ValueError(
                 f"{who} monitors {monitor!r}, which is NaN: the dictionary has not enough faces to tell. Monitor "
