@@ -25,7 +25,7 @@ from runs import SIZE, TENSORS_ONLY, Net, data, trainer
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
-from lightning_hnd import AblationCallback, Alarm, BiasAlert, Dissection, HNDCallback, Timeline
+from lightning_hnd import AblationCallback, Alarm, BiasAlert, Dissection, HNDCallback, Timeline, dissect
 from lightning_hnd.history.timeline import LayerTimeline
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report import history
@@ -273,6 +273,26 @@ def test_a_trainer_that_goes_back_to_an_earlier_checkpoint_sets_the_later_ones_a
     assert callback.baseline == baseline
     assert [d.info["step"] for d in history(tmp_path / "hnd")] == [0, 4, 6, 8]
     assert [d.info["step"] for d in history(tmp_path / "hnd/superseded")] == [8, 12]
+
+
+def test_a_trainer_that_takes_up_a_checkpoint_has_the_dissections_of_its_run(tmp_path: Path) -> None:
+    class Before(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            (callback,) = (c for c in trainer.callbacks if isinstance(c, HNDCallback))
+            self.seen = getattr(self, "seen", (callback.baseline, callback.latest))
+
+    fit(tmp_path / "other", epochs=1)
+    mine, net, before = HNDCallback(random_dictionary(), fresh_seeds=()), Net(), Before()
+    net.head = nn.Linear(6, 1)  # as that of the other
+    run = trainer(tmp_path / "mine", mine, max_epochs=2)
+    run.fit(net, *data())
+    timeline, checkpoint = mine.timeline, tmp_path / "other/last.ckpt"
+    run.validate(net, data()[1], ckpt_path=checkpoint, verbose=False, **TENSORS_ONLY)
+    evaluated = dissect(net, random_dictionary(), "body.2")  # its weights are the checkpoint's now
+    assert (evaluated["body.2"], timeline) == (mine.latest["body.2"], mine.timeline)
+    run.callbacks.append(before)
+    run.fit(net, *data(), ckpt_path=checkpoint, **TENSORS_ONLY)
+    assert before.seen == tuple(history(tmp_path / "other/hnd"))
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])

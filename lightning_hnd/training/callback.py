@@ -149,7 +149,8 @@ class HNDCallback(Callback):
 
     Attributes:
         baseline: The dissection at start.
-        latest: The latest dissection.
+        latest: The latest dissection, also of ``trainer.validate`` on its own, which is not one of the run's: the
+            timeline and a resumed run know nothing of it.
     """
 
     def __init__(
@@ -432,6 +433,7 @@ class HNDCallback(Callback):
         """Takes up where a run left off; of a checkpoint that is only evaluated nothing, for the run is this one."""
         if self._evaluating:
             return
+        self.baseline = self.latest = None  # of another run, or of other weights than the checkpoint's
         self._last_epoch = state_dict["last_epoch"]
         self._names = tuple(state_dict["layers"])
         self._publisher = Publisher(self._dissector.rules, self._alerts, state_dict)
