@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +66,55 @@ def test_strength_zero_is_the_layer_itself_and_the_model_is_left_as_it_was() -> 
     assert test.interpretable[0] == (int(plain.interpretable.sum()),) * 2
     assert test.concepts[0] == (int(plain.paired_concepts.any(0).sum()),) * 2
     assert dissect(model, faces, "layer", quantile=0.05, level=None)["layer"] == plain
+
+
+class Drawing(nn.Module):
+    """Draws from every generator, will not leave training mode, has a hook, and keeps what copies of it share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.BatchNorm2d(4), nn.ReLU())
+        self.recent, self.generator = deque(maxlen=3), random.Random(1)
+        self.layer.register_forward_hook(lambda _module, _inputs, output: output + self.generator.random())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        torch.rand(1), random.random(), np.random.rand()
+        self.recent.append(len(images))
+        self.layer[1].train()
+        return self.layer(images)
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 9])
+def test_nothing_notices_a_rotation_test_wherever_it_ends(last: int) -> None:
+    """In the model, in a copy that learns the mean and variance of images, when that is dissected, or not at all."""
+    model, faces, passes = Drawing(), marked(), []
+    model(faces.images(slice(0, 30)))  # its batch norm has seen images
+    model.layer[0].eval()
+
+    def state() -> tuple[Any, ...]:
+        modes = [(module.training, len(module._forward_hooks)) for module in model.modules()]
+        weights = [value.numpy().copy() for value in model.state_dict().values()]
+        draws = (
+            torch.get_rng_state().numpy(),
+            random.getstate(),
+            np.random.get_state()[1].copy(),
+            model.generator.getstate(),
+        )
+        return modes, list(model.recent), weights, draws
+
+    def run(module: nn.Module, images: torch.Tensor) -> None:
+        module(images)
+        passes.append(module)
+        if len(passes) == last:
+            raise ArithmeticError("it ends")
+
+    before = state()
+    with pytest.raises(RuntimeError, match="it ends") if last < 9 else nullcontext():
+        rotation_test(
+            model, faces, "layer", strengths=(1.0,), seeds=(0,), fresh_seeds=(1,), forward_fn=run, batch_size=90
+        )
+    assert [module is model for module in passes] == [True, False, False][:last]
+    np.testing.assert_equal(state(), before)
 
 
 def test_fresh_weights_are_counted_likewise() -> None:

@@ -58,7 +58,8 @@ def rotation_test(
     A rotation ``Q`` is drawn uniformly, and its fractional powers lead from the layer's own basis to it. The layer's
     discriminative power is the same in all of them; if units are interpretable since the network aligned concepts with
     them, interpretability falls with the strength. What is left of it may still be learnt, as far as it exceeds what
-    networks of the same architecture with fresh weights come to.
+    networks of the same architecture with fresh weights come to. The model is left as it was found, also after an
+    exception.
 
     Args:
         model: Any module.
@@ -92,19 +93,19 @@ def rotation_test(
         return int(found_layer.interpretable.sum()), int(found_layer.paired_concepts.any(axis=0).sum())
 
     module = named_layers(model)[names[0]]
-    interpretable, concepts = [], []
-    for strength in strengths:
-        pairs = []
-        for seed in seeds:
-            hook = module.register_forward_hook(_Rotate(seed, strength), prepend=True)
-            try:
-                pairs.append(counts(model))
-            finally:
-                hook.remove()
-        interpretable.append(tuple(units for units, _ in pairs))
-        concepts.append(tuple(different for _, different in pairs))
     showing = Showing(**{name: options[name] for name in ("grid", "forward_fn", "batch_size") if name in options})
-    with torch.inference_mode(False), undisturbed(model):  # hooks of copies may lead back to it
+    interpretable, concepts = [], []
+    with torch.inference_mode(False), undisturbed(model):  # copies may lead back to it
+        for strength in strengths:
+            pairs = []
+            for seed in seeds:
+                hook = module.register_forward_hook(_Rotate(seed, strength), prepend=True)
+                try:
+                    pairs.append(counts(model))
+                finally:
+                    hook.remove()
+            interpretable.append(tuple(units for units, _ in pairs))
+            concepts.append(tuple(different for _, different in pairs))
         pairs = [counts(network) for network in acquainted_networks(model, dictionary, showing, fresh)]
     return RotationTest(
         names[0], rule, tuple(strengths), tuple(interpretable), tuple(concepts), *map(tuple, zip(*pairs, strict=True))
