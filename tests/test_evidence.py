@@ -149,6 +149,21 @@ def test_batches_of_any_size_give_the_same(batch_size: int) -> None:
         assert torch.allclose(gather(faces, maps, batch_size)[name], value, atol=1e-4, equal_nan=True), name
 
 
+@pytest.mark.parametrize("exponent", [-110, -80, 80, 115])
+def test_the_unit_of_measure_of_an_activation_says_nothing(exponent: int) -> None:
+    """Also where its square is more than float32 holds, or less."""
+    faces = random_dictionary(90)
+    faces.group[:, PAPER.global_index("age")] = -1  # which would tell the gender
+    maps = torch.randn(90, 6, 6, 8, generator=torch.Generator().manual_seed(0))
+    maps[:, 3:] = maps[:, 3:].relu()
+    maps[:9, 3:] = 0
+    scale = torch.tensor([2.0**exponent, 1.0] * 3).view(-1, 1, 1)
+    found, expected = gather(faces, maps * scale), gather(faces, maps)
+    for asked in ("associated_z", "placed_z", "agreement", "group_z"):
+        assert expected[asked].isfinite().any()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
 def test_parts_have_no_absence_and_action_units_no_images() -> None:
     found = gather(random_dictionary(images=60), torch.randn(60, 3, 6, 8))
     kind = torch.tensor(PAPER.concept_kind)

@@ -99,7 +99,9 @@ class Evidence:
         mean = flat.mean(2, keepdim=True)
         flat = flat - mean
         norm, mean = torch.linalg.vector_norm(flat, dim=2), mean.squeeze(2)
-        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm.clamp(min=1e-30), 0.0)  # [b, U], 0: constant maps
+        extreme = (mean != 0) & ~((norm > 1e-15) & norm.isfinite())  # float32 does not hold the squares
+        norm[extreme] = torch.linalg.vector_norm(flat[extreme], dim=1, dtype=torch.float64).to(norm)
+        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm, 0.0)  # [b, U], 0: constant maps
         first = int(torch.searchsorted(self._faces.mask_image, batch.index[0].cpu()))
         masks = slice(first, first + len(batch.mask_image))  # those of the batch, in the dictionary
         row = torch.arange(len(count), device=count.device).repeat_interleave(count)

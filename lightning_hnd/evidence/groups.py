@@ -73,9 +73,9 @@ class _Comparison:
         spread = square[0] - beta.square().sum(0)
         variance = square[1:] - 2 * (cross.unflatten(0, (groups, rank)) * beta).sum(1) + ((weight @ beta) * beta).sum(1)
         constant = spread <= 1e-9 * square[0]
-        norm = (self.left.square().sum(0)[:, None] * spread.clamp(min=1e-30)).sqrt()
+        norm = (self.left.square().sum(0)[:, None] * spread.clamp(min=1e-200)).sqrt()
         told = self.left.square().sum(0)[:, None] > 0
-        z = torch.where(constant, 0.0, total / variance.clamp(min=1e-9 * norm.square()).clamp(min=1e-30).sqrt())
+        z = torch.where(constant, 0.0, total / variance.clamp(min=1e-9 * norm.square()).clamp(min=1e-200).sqrt())
         return torch.where(told, z, torch.nan), torch.where(told, torch.where(constant, 0.0, total / norm), torch.nan)
 
 
