@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -43,12 +44,16 @@ def test_quickstart(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*/*/hnd/*.hnd"))) == 2
 
 
-def test_controlled_experiment(tmp_path: Path) -> None:
-    program = [sys.executable, EXAMPLES / "bias" / "skin_tone.py", "--strengths", "0.5", "1", "--seeds", "1"]
-    options = ["--epochs", "1", "--faces", "64", "--shown", "160", "--out", tmp_path / "shown"]
+@pytest.mark.parametrize(
+    ("name", "strengths", "columns"),
+    [("skin_tone", ["0.5", "1"], 12), ("glasses", ["1"], 8)],  # of a group's concept, the encoding
+)
+def test_controlled_experiment(tmp_path: Path, name: str, strengths: list[str], columns: int) -> None:
+    program = [sys.executable, EXAMPLES / "bias" / f"{name}.py", "--strengths", *strengths, "--seeds", "1"]
+    options = ["--epochs", "1", "--faces", "32", "--shown", "160", "--out", tmp_path / "shown"]
     done = subprocess.run([*program, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (row,) = (line for line in done.stdout.splitlines() if line.startswith("| 1.0 | 1 |"))
-    assert row.count("|") == 13  # of a cue that is a group, also how strongly its concept is encoded
+    assert row.count("|") == columns + 1
     with Image.open(tmp_path / "shown" / "emergence.png") as image:
         assert image.width > 300

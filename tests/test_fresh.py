@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from conftest import random_dictionary
+from runs import Net, data, trainer
 from torch import nn
 
-from lightning_hnd import FaceDictionary, dissect
+from lightning_hnd import Dissection, FaceDictionary, HNDCallback, Rule, dissect
+from lightning_hnd.analyses.rotation import RotationTest, rotation_test
 from lightning_hnd.evidence.fresh import FreshWeights, Null, fresh_networks, fresh_null, renewed
 from lightning_hnd.functional.defence import effects
 from lightning_hnd.showing.showing import Showing
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
 
 
 def network() -> nn.Sequential:
@@ -141,3 +152,40 @@ def test_a_factory_is_used() -> None:
 
     null(nn.Identity(), random_dictionary(images=30), ["4"], FreshWeights((1, 2, 3), factory))
     assert len(made) == 3
+
+
+def drawn_from(network_of: Callable[[], nn.Module]) -> nn.Module:
+    torch.rand(1)  # so that its weights are the next numbers
+    return network_of()
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_factory_of_the_same_network_makes_the_same_networks(seen: bool) -> None:
+    """Layers draw their weights when they are made as when they are reset, in the same order, from the same seeds."""
+    faces, model = random_dictionary(images=60), network()
+    if seen:
+        model(faces.images(slice(0, 8)))  # in training mode: now its batch norm knows images
+
+    def of(seeds: tuple[int, ...], factory: Callable[[], nn.Module] | None) -> tuple[Dissection, RotationTest]:
+        fresh: dict[str, Any] = {"fresh_seeds": seeds, "factory": factory}
+        bar = Rule(quantile=0.2, iou_threshold=0.15)
+        test = rotation_test(model, faces, "4", strengths=(0.0,), seeds=(0,), rule=bar, **fresh)
+        return dissect(model, faces, "4", **fresh), test
+
+    default = of((1, 2, 3), None)
+    assert of((1, 2, 3), network) == default
+    for others in (of((4, 5, 6), network), of((1, 2, 3), partial(drawn_from, network))):
+        assert all(other != one for other, one in zip(others, default, strict=True))
+
+
+def test_the_callback_compares_with_what_a_factory_makes(tmp_path: Path) -> None:
+    found = []
+    for factory in (None, Net, partial(drawn_from, Net)):
+        L.seed_everything(0, verbose=False)
+        callback = HNDCallback(random_dictionary(60), "body.2", fresh_seeds=(1, 2), factory=factory)
+        trainer(tmp_path, callback, max_epochs=1).fit(Net(), *data())
+        assert callback.baseline is not None
+        assert callback.latest is not None
+        found.append((callback.baseline["body.2"], callback.latest["body.2"]))
+    assert found[0] == found[1]
+    assert all(other != one for other, one in zip(found[0], found[2], strict=True))
