@@ -107,10 +107,6 @@ class _Areas:
 _MARGIN = 0.8  # in widths of an edge: shapes fade over half of one, brows over three quarters
 
 
-def _side(name: str, u: Tensor) -> Tensor:
-    return u if name.startswith("left_") else -u
-
-
 _Outside: TypeAlias = Callable[[_Areas, Window], Tensor]
 
 
