@@ -46,7 +46,7 @@ def test_quickstart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "strengths", "columns"),
-    [("skin_tone", ["0.5", "1"], 12), ("glasses", ["1"], 8)],  # of a group's concept, the encoding
+    [("skin_tone", ["1"], 12), ("glasses", ["1"], 8)],  # of a group's concept, the encoding
 )
 def test_controlled_experiment(tmp_path: Path, name: str, strengths: list[str], columns: int) -> None:
     program = [sys.executable, EXAMPLES / "bias" / f"{name}.py", "--strengths", *strengths, "--seeds", "1"]
