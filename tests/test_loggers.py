@@ -177,10 +177,13 @@ class Elsewhere(Memory):
 
 
 def test_files_stay_on_this_machine_where_logs_go_to_another(tmp_path: Path) -> None:
-    callback = HNDCallback(random_dictionary(), fresh_seeds=())
-    trainer(tmp_path, callback, max_epochs=1, logger=Elsewhere()).fit(Net(), *data())
-    (folder,) = tmp_path.rglob("hnd")
-    assert len(list(folder.glob("*.hnd"))) == 2
+    here = Elsewhere()
+    here.save_dir = f"file://{tmp_path}/logs"
+    for logger, root in ((Elsewhere(), tmp_path), (here, tmp_path / "logs")):
+        folder = root / "memory" / "memory" / "hnd"  # name and version of the logger
+        callback = HNDCallback(random_dictionary(), fresh_seeds=())
+        trainer(tmp_path, callback, max_epochs=1, logger=logger).fit(Net(), *data())
+        assert len(list(folder.glob("*.hnd"))) == 2
     assert not Path("s3:").exists()
 
 

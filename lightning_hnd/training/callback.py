@@ -93,7 +93,8 @@ class HNDCallback(Callback):
     strongest assignments, the histogram of concepts and the faces that the strongest units fire on. Each dissection
     of a fit is saved as ``<log_dir>/hnd/epoch=<epoch>-step=<step>.hnd``, the baseline as ``start-step=<step>.hnd``: see
     :class:`~lightning_hnd.Dissection` and :func:`~lightning_hnd.report.history`. A second HNDCallback of one Trainer,
-    and a second run in the same ``log_dir``, writes to ``<log_dir>/hnd-2``.
+    and a second run in the same ``log_dir``, writes to ``<log_dir>/hnd-2``. Where logs go to another machine
+    (``s3://...``) these files go below the Trainer's ``default_root_dir``.
 
     **Several processes** (DDP; FSDP2 through ``ModelParallelStrategy`` without tensor parallelism) share the
     dictionary out by whole batches, and all get the same result: that of the first process's buffers, where batch

@@ -23,7 +23,8 @@ from lightning_hnd.report.tables import columns, layer_markdown
 from lightning_hnd.report.timelines import timeline_picture
 from lightning_hnd.training.faults import tolerated
 
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
+_FILE = "file://"
+_REMOTE = re.compile(rf"(?!{_FILE})[a-z][a-z0-9+.-]+://")
 
 ROWS = 20
 """Units in a table at most."""
@@ -55,8 +56,7 @@ def log_dir(trainer: pl.Trainer) -> Path:
         else:
             folder = str(logger.save_dir or root)
             within = [str(part) for part in (logger.name, logger.version) if part is not None]
-    if _REMOTE.match(folder):
-        folder = root
+    folder = (root if _REMOTE.match(folder) else folder).removeprefix(_FILE)
     if _REMOTE.match(folder):
         raise ValueError(
             f"HNDCallback writes files, and {folder!r} is no folder of this machine: give "
