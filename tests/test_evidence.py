@@ -209,10 +209,42 @@ def test_a_unit_on_a_group_is_no_detector_of_what_goes_with_it_where_labels_tell
     assert (untold["associated_z"][:, c] > 6).all()  # nothing in the dictionary tells them apart
     assert known["associated_z"][0, c] < 3
     assert known["associated_z"][1, c] > 6
-    response = torch.einsum("nuhw,hw->nu", maps, Places.of(faces, (8, 8)).usual[c].view(8, 8))
+    place = Places.of(faces, (8, 8)).usual[c].view(8, 8)
+    response = torch.einsum("nuhw,hw->nu", maps - maps.mean((2, 3), keepdim=True), place)
     oracle = partial_rank_test(response, smiling, female[:, None])
     assert torch.allclose(known["associated_z"][:, c], oracle.z, atol=1e-2)
     assert torch.allclose(known["associated_effect"][:, c], oracle.effect, atol=1e-3)
+
+
+def test_what_a_unit_does_over_the_whole_face_is_no_association_and_hides_none() -> None:
+    faces, square, smiling = squares()
+    generator = torch.Generator().manual_seed(3)
+    on = smiling[:, None, None].float()
+    level = 5 * torch.randn(240, 1, 1, generator=generator)  # how bright the picture is
+    units = torch.stack([3 * on + 0 * square, level + 0 * square, level + 2 * square * on], dim=1)
+    found = gather(faces, units + torch.randn(240, 3, 8, 8, generator=generator))
+    z = found["associated_z"][:, PAPER.concept_index("Smiling")]
+    assert (z[:2].abs() < 3).all()
+    assert z[2] > 6
+
+
+def test_of_maps_that_do_not_vary_rounding_leaves_nothing() -> None:
+    """Seven by seven equal numbers have another mean than themselves, by a bit, and more so the larger they are."""
+    faces, _, smiling = squares()
+    level = torch.randn(240, 1, 1, 1, generator=torch.Generator().manual_seed(3)) + 5 * smiling[:, None, None, None]
+    found = gather(faces, (level * torch.tensor([1.0, 1e6]).view(1, 2, 1, 1)).expand(-1, -1, 7, 7))
+    assert (found["associated_z"][:, PAPER.concept_index("Smiling")] == 0).all()
+
+
+def test_maps_of_one_cell_are_associated_by_their_activation() -> None:
+    faces, _, smiling = squares()
+    maps = torch.randn(240, 2, 1, 1, generator=torch.Generator().manual_seed(4))
+    maps[smiling, 0] += 2
+    found, c = gather(faces, maps), PAPER.concept_index("Smiling")
+    oracle = partial_rank_test(maps.flatten(1), smiling, torch.zeros(240, 0, dtype=torch.bool))
+    torch.testing.assert_close(found["associated_z"][:, c], oracle.z)
+    assert oracle.z[0] > 6
+    assert not (found["placed_z"][:, c] > 0).any()
 
 
 def test_null_p_values_of_placed_are_not_smaller_than_uniform() -> None:

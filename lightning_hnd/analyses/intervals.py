@@ -12,7 +12,7 @@ from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.evidence.evidence import GRID
-from lightning_hnd.evidence.places import Places
+from lightning_hnd.evidence.places import Places, beside_mean
 from lightning_hnd.functional.bootstrap import means, percentile_interval, placed_effects, rank_effects, resampled
 from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.significance import Contrast
@@ -147,9 +147,8 @@ class _Seen:
         places, images = Places.of(self._faces, cells), batch.index[rows].cpu()
         own = maps[rows][:, self._unit.to(maps.device)].contiguous().float().cpu()
         own = averaged(own, cells).flatten(2)  # [b, P, cells]
-        mean = own.mean(2, keepdim=True)
-        norm = torch.linalg.vector_norm(own - mean, dim=2, keepdim=True)
-        scaled = torch.where(norm > 1e-5 * mean.abs(), (own - mean) / norm.clamp(min=1e-30), 0.0)
+        own, scale = beside_mean(own)
+        scaled = own * scale.unsqueeze(2)
         response = torch.einsum("bpq,pq->bp", own, places.usual[self._concept])
         shape = places.shape[self._mask[images][:, self._concept]]  # of the last mask where there is none: never read
         agreement = (shape * scaled).sum(2)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.evidence.groups import GroupEvidence
-from lightning_hnd.evidence.places import MODES, Places
+from lightning_hnd.evidence.places import MODES, Places, beside_mean
 from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.labels import LEAST_IMAGES
 from lightning_hnd.functional.ranks import ranks_and_step
@@ -83,25 +83,20 @@ class Evidence:
         if not len(self._sums):
             shape = (len(self._faces.ontology.local), 5 * MODES + 1, maps.shape[1])
             self._sums = torch.zeros(shape, dtype=torch.float64, device=maps.device)
-        flat, places = averaged(maps.float(), cells).flatten(2), Places.of(self._faces, cells)  # [B, U, P]
+        places = Places.of(self._faces, cells)
+        flat, scale = beside_mean(averaged(maps.float(), cells).flatten(2))  # [B, U, P], [B, U]
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             rows = (batch.source == kind.number).nonzero().flatten()
             if kind.absent and len(rows):
                 shown = places.usual[kind.absent].to(flat) @ _some(flat, rows).transpose(1, 2)  # [b, A, U]
                 seen.append(shown.permute(2, 1, 0).flatten(0, 1), batch.index[rows])
         if len(batch.mask_image):
-            self._update_masks(flat, places, batch)
+            self._update_masks(flat, scale, places, batch)
 
-    def _update_masks(self, flat: Tensor, places: Places, batch: DictionaryBatch) -> None:
-        """Takes in maps ``[B, U, P]`` at the masks of a batch."""
+    def _update_masks(self, flat: Tensor, scale: Tensor, places: Places, batch: DictionaryBatch) -> None:
+        """Takes in maps ``[B, U, P]`` of mean 0, and what makes their norm 1, at the masks of a batch."""
         images, count = batch.mask_image.unique_consecutive(return_counts=True)
-        flat = _some(flat, images)
-        mean = flat.mean(2, keepdim=True)
-        flat = flat - mean
-        norm, mean = torch.linalg.vector_norm(flat, dim=2), mean.squeeze(2)
-        extreme = (mean != 0) & ~((norm > 1e-15) & norm.isfinite())  # float32 does not hold the squares
-        norm[extreme] = torch.linalg.vector_norm(flat[extreme], dim=1, dtype=torch.float64).to(norm)
-        scale = torch.where(norm > 1e-5 * mean.abs(), 1 / norm, 0.0)  # [b, U], 0: constant maps
+        flat, scale = _some(flat, images), _some(scale, images)
         first = int(torch.searchsorted(self._faces.mask_image, batch.index[0].cpu()))
         masks = slice(first, first + len(batch.mask_image))  # those of the batch, in the dictionary
         row = torch.arange(len(count), device=count.device).repeat_interleave(count)
@@ -129,9 +124,9 @@ class Evidence:
             ``U`` units, ``C`` local concepts, ``G`` groups; NaN where a question does not apply or has no answer.
 
             - ``associated_z``, ``associated_effect``, ``associated_auc [U, C]``:
-              :func:`~lightning_hnd.functional.significance.partial_rank_test` of the mean activation at the concept's
-              usual place, over the images of the concept's source, the other concepts of the source, and the groups
-              that ``labels.csv`` tells of its images, being the other labels
+              :func:`~lightning_hnd.functional.significance.partial_rank_test` of how much more active a unit is at the
+              concept's usual place than on average over its map, over the images of the concept's source, the other
+              concepts of the source, and the groups that ``labels.csv`` tells of its images, being the other labels
             - ``placed_z``, ``placed_effect [U, C]``:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`; z is 0 at most where the agreement is
             - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: of concepts without absence that of each mode

@@ -66,6 +66,30 @@ class Places:
         return cls(usual, modes, weight, coefficient, kurtosis, _standardised(share))
 
 
+def beside_mean(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps less their mean over the cells, and what makes the norm of that 1.
+
+    A filter that answers to how bright a picture is answers everywhere; what is asked is where a concept is. Maps of
+    one cell, which have no elsewhere, are left as they are, and have no norm.
+
+    Args:
+        flat: ``[..., P]`` float32.
+
+    Returns:
+        ``[..., P]`` and ``[...]``; both 0 where a map does not vary but by rounding.
+    """
+    if flat.shape[-1] == 1:
+        return flat, torch.zeros_like(flat[..., 0])
+    mean = flat.mean(-1, keepdim=True)
+    beside = flat - mean
+    norm, mean = torch.linalg.vector_norm(beside, dim=-1), mean.squeeze(-1)
+    extreme = (mean != 0) & ~((norm > 1e-15) & norm.isfinite())  # float32 does not hold the squares
+    norm[extreme] = torch.linalg.vector_norm(beside[extreme], dim=-1, dtype=torch.float64).to(norm)
+    varies = norm > 1e-5 * mean.abs()
+    beside[~varies & (norm > 0)] = 0
+    return beside, torch.where(varies, 1 / norm, 0.0)
+
+
 def _standardised(values: Tensor) -> Tensor:
     """With mean 0 and norm 1 over the last dimension; 0 where constant."""
     centred = values - values.mean(-1, keepdim=True)
