@@ -235,6 +235,20 @@ def test_innocent_layers_are_as_rarely_accused_as_the_level_says(case: str) -> N
     assert int((p <= 0.05).sum()) <= at_most(0.05, 150)
 
 
+@pytest.mark.parametrize("fires", [1.0, 0.05])
+def test_a_cue_of_few_images_accuses_no_more_often(fires: float) -> None:
+    """Five images may lie so close together by chance that they seem to have no noise."""
+    generator = torch.Generator().manual_seed(7)
+    cue, p = torch.arange(400)[:, None] < 5, []
+    for _ in range(150):
+        task = flags(400, 0.5, generator)
+        noise = torch.randn(2, 400, 32, generator=generator).abs()
+        noise *= torch.rand(2, 400, 32, generator=generator) < fires
+        told = noise[0] + task * (torch.arange(32) < 16)
+        p.append(shortcut(labelled(told, task, ONE), labelled(noise[1], cue, ONE)).p)
+    assert int((torch.cat(p) <= 0.05).sum()) <= at_most(0.05, 150)
+
+
 def test_links_are_found_and_signed() -> None:
     generator = torch.Generator().manual_seed(8)
     for sign in (1, -1):

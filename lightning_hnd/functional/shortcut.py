@@ -60,8 +60,9 @@ def shortcut(task: Labelled, cue: Labelled, both: Both | None = None) -> Shortcu
     The null hypothesis of ``z`` is that the layer does not link the two: the effects of the one on the units and those
     of the other have the product 0, :math:`b_{tc} = a_t^T a_c`. Up to the factor 2 this is both the difference that
     the cue makes to scores on the task's axis, and the difference that the task's label makes to scores on the cue's.
-    Each is linear in the labels of its own images and has a variance that is known (White 1980, allowing for unequal
-    spreads), :math:`V_c` and :math:`V_t`. They add up,
+    Each is linear in the labels of its own images and has a variance that is known, :math:`V_c` and :math:`V_t`: that
+    of White (1980), which allows for unequal spreads, but at least that of noise alike in all images, for a few with
+    a label may lie together by chance. They add up,
 
     .. math:: z_{tc} = b_{tc} \Big/ \sqrt{V_c + V_t + 2 C_{tc}},
 
@@ -244,5 +245,6 @@ def _difference(scores: Tensor, shown: Contrasts) -> tuple[Tensor, Tensor, Tenso
     """Twice the difference that labels make to scores ``[n, S]``, its variance: ``[S, L]``; residuals ``[n, S]``."""
     n, spanned = shown.basis.shape
     residual = unexplained(scores, shown.basis) * (n / max(1, n - spanned)) ** 0.5
-    variance = 4 * residual.square().T @ shown.contrast.square()
+    square, weight = residual.square().T, shown.contrast.square()
+    variance = 4 * torch.maximum(square @ weight, square.mean(1, keepdim=True) * weight.sum(0))
     return twice_difference(scores, shown.contrast), variance, residual
