@@ -125,6 +125,17 @@ def test_intervals_of_a_dissection_hold_its_statistics_and_are_the_same_again(fo
     assert all(one.unit == 0 for one in found)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_intervals_do_not_depend_on_the_scale_of_activations(followed, scale: float) -> None:  # type: ignore[no-untyped-def]
+    model, faces = followed
+    expected = effect_intervals(model, faces, dissect(model, faces, layers="layer"), "layer", replicates=20)
+    model.maps = scale * model.maps
+    found = effect_intervals(model, faces, dissect(model, faces, layers="layer"), "layer", replicates=20)
+    assert [(one.unit, one.effect) for one in found] == [(one.unit, one.effect) for one in expected]
+    numbers = [[value for one in some for value in (one.low, one.value, one.high)] for some in (found, expected)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
+
+
 def test_another_model_or_dictionary_is_refused(followed) -> None:  # type: ignore[no-untyped-def]
     model, faces = followed
     dissection = dissect(model, faces, layers="layer")
