@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import random_dictionary
 from test_significance import not_smaller_than_uniform
+from torch.nn import functional
 
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
@@ -164,6 +165,19 @@ def test_the_unit_of_measure_of_an_activation_says_nothing(exponent: int) -> Non
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("kind", ["part", "attribute"])
+def test_images_that_are_shown_twice_or_not_at_all_are_refused(kind: str) -> None:
+    faces = random_dictionary(60)
+    faces = faces.subset((faces.source == PAPER.kinds.index(kind)).nonzero().flatten())
+    maps = torch.randn(len(faces), 2, 6, 8)
+    for shown in (2, 0):
+        evidence = Evidence(faces)
+        for batch in [*faces.batches(7)][:-1] * shown or [*faces.batches(7)][:1]:
+            evidence.update(maps[batch.index], batch)
+        with pytest.raises(ValueError, match=f"labels of kind '{kind}' it has seen"):
+            evidence.compute()
+
+
 def test_parts_have_no_absence_and_action_units_no_images() -> None:
     found = gather(random_dictionary(images=60), torch.randn(60, 3, 6, 8))
     kind = torch.tensor(PAPER.concept_kind)
@@ -245,6 +259,24 @@ def test_maps_of_one_cell_are_associated_by_their_activation() -> None:
     torch.testing.assert_close(found["associated_z"][:, c], oracle.z)
     assert oracle.z[0] > 6
     assert not (found["placed_z"][:, c] > 0).any()
+
+
+@pytest.mark.parametrize(("size", "cells"), [(256, 12), (128, 12), (299, 8)])
+def test_of_masks_that_do_not_differ_there_is_no_place_to_follow(size: int, cells: int) -> None:
+    """Nor one by rounding: the mean of equal masks is theirs."""
+    mask = torch.zeros(1, size, size, dtype=torch.bool)
+    mask[:, size // 3 : size // 3 * 2 + 1, size // 4 : size // 2 + 3] = True
+    faces = replace(
+        random_dictionary(77),
+        pictures=torch.zeros(77, 1, size, size, dtype=torch.uint8),
+        source=torch.full((77,), PAPER.kinds.index("part")),
+        masks=PackedMasks.pack(mask.expand(77, -1, -1)),
+        mask_image=torch.arange(77),
+        mask_concept=torch.full((77,), PAPER.concept_index("nose")),
+    )
+    maps = torch.rand(77, 8, cells, cells, generator=torch.Generator().manual_seed(1))
+    found = gather(faces, maps + functional.adaptive_avg_pool2d(mask.float(), cells))
+    assert found["placed_z"].isnan().all()
 
 
 def test_null_p_values_of_placed_are_not_smaller_than_uniform() -> None:

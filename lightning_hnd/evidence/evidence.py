@@ -87,7 +87,7 @@ class Evidence:
         flat, scale = beside_mean(averaged(maps.float(), cells).flatten(2))  # [B, U, P], [B, U]
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             rows = (batch.source == kind.number).nonzero().flatten()
-            if kind.absent and len(rows):
+            if kind.concepts and len(rows):
                 shown = places.usual[kind.absent].to(flat) @ _some(flat, rows).transpose(1, 2)  # [b, A, U]
                 seen.append(shown.permute(2, 1, 0).flatten(0, 1), batch.index[rows])
         if len(batch.mask_image):
@@ -165,7 +165,7 @@ class Evidence:
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             images = seen.all_images(processes)
             shown, in_order = images.sort()  # whichever process has seen which
-            if kind.tests and not torch.equal(shown, kind.images):
+            if kind.concepts and not torch.equal(shown, kind.images):
                 name, different = self._faces.ontology.kinds[kind.number], len(shown.unique())
                 raise ValueError(
                     "evidence needs every image of the dictionary once; of those with labels of kind "

@@ -65,7 +65,8 @@ class _Comparison:
 
         With :math:`\tilde x` what other labels leave of a group, and :math:`e = y - B \beta` what they leave of the
         responses, the test is :math:`\sum \tilde x e / \sqrt{\sum \tilde x^2 e^2}`, written out in sums over images.
-        Its null hypothesis is an effect of 0: a group has no place of its own, on which a unit could fire anyway.
+        The variance is at least that of noise alike in all images: the few of a group may be equal by chance. The null
+        hypothesis is an effect of 0: a group has no place of its own, on which a unit could fire anyway.
         """
         groups, rank = self.left.shape[1], self.basis.shape[1]
         total, beta, cross, square = sums.split([groups, rank, groups * rank, 1 + groups])
@@ -75,7 +76,8 @@ class _Comparison:
         constant = spread <= 1e-9 * square[0]
         norm = (self.left.square().sum(0)[:, None] * spread.clamp(min=1e-200)).sqrt()
         told = self.left.square().sum(0)[:, None] > 0
-        z = torch.where(constant, 0.0, total / variance.clamp(min=1e-9 * norm.square()).clamp(min=1e-200).sqrt())
+        alike = norm.square() / max(1, len(self.left) - rank)
+        z = torch.where(constant, 0.0, total / torch.maximum(variance, alike).clamp(min=1e-200).sqrt())
         return torch.where(told, z, torch.nan), torch.where(told, torch.where(constant, 0.0, total / norm), torch.nan)
 
 

@@ -55,9 +55,9 @@ class Places:
         weight, coefficient, kurtosis = zeros(concepts, MODES), zeros(len(share), MODES), zeros(concepts, MODES)
         for c in faces.mask_concept.unique().tolist():
             own = faces.mask_concept == c
-            usual[c] = share[own].mean(0)
+            usual[c] = share[own].double().mean(0).float()  # that of equal masks is theirs, to the bit
             _, values, directions = torch.linalg.svd(share[own] - usual[c], full_matrices=False)
-            rank = min(MODES, int((values > 1e-3 * values.sum().clamp(min=1e-9)).sum()))
+            rank = min(MODES, int((values > (1e-3 * values.sum()).clamp(min=1e-4)).sum()))
             modes[c, :rank], weight[c, :rank] = directions[:rank], values[:rank] / values[:rank].norm().clamp(min=1e-9)
             found = (share[own] - usual[c]) @ directions[:rank].T
             coefficient[own, :rank] = found / found.square().mean(0).sqrt()

@@ -55,16 +55,18 @@ def partial_rank_test(response: Tensor, label: Tensor, others: Tensor, least: fl
     :math:`\tilde x` (residuals of least squares). With :math:`e` the residuals of the ranks on the other labels,
 
     .. math:: z = \frac{\sum_i \tilde x_i e_i - d |\tilde x| |e| - \delta}
-        {\sqrt{\max(\sum_i \tilde x_i^2 e_i^2, \sum_i \psi_i^2)}}.
+        {\sqrt{\max(\sum_i \tilde x_i^2 e_i^2, \sum_i \psi_i^2, |\tilde x|^2 |e|^2 / (n - L - 1))}}.
 
     The effect is the partial rank correlation :math:`\tilde x^T e / |\tilde x| |e|`, the null hypothesis that it is
     :math:`d` at most. With 0 for that and without other labels it is Wilcoxon's rank sum test. The variance is the
-    larger one of two. White's (1980) takes ranks for independent: the sum is standardised by itself, so that a unit
+    largest of three. White's (1980) takes ranks for independent: the sum is standardised by itself, so that a unit
     that responds in a handful of images cannot make it large. Ranks hang together, though, and where responses spread
     more in one class than in the other what an image contributes is :math:`\tilde x_i e_i - b_i` (Hoeffding 1948), with
     :math:`b_i` the sum of :math:`\tilde x` over the images that rank lower, equals counted half; :math:`\psi_i` is what
     all labels, this one too, leave of it, divided by the share that they leave of any image's (MacKinnon and White's
-    HC3, 1985; without others nearly the variance of Brunner and Munzel 2000). Discreteness cannot help either:
+    HC3, 1985; without others nearly the variance of Brunner and Munzel 2000). Both are small where the few images
+    with a label, or without, happen to be equal, as where a unit seldom fires: the third is that of noise alike in
+    all images, with ``L + 1`` the rank of a constant and the other labels. Discreteness cannot help either:
     :math:`\delta` is half the largest step between ranks that follow each other (1/2 without ties).
 
     Args:
@@ -127,7 +129,8 @@ class Contrast(NamedTuple):
         known = torch.cat([basis, left.unsqueeze(1) / torch.linalg.vector_norm(left)], dim=1)
         share = torch.addmm(share, share @ known, known.t(), alpha=-1)
         share /= (1 - known.square().sum(1)).clamp(min=LEAST_LEFT)
-        variance = torch.maximum(square @ left.square(), share.square_().sum(1))
+        alike = norm.square() / max(1, n - basis.shape[1])
+        variance = torch.maximum(torch.maximum(square @ left.square(), share.square_().sum(1)), alike)
         beyond = total - least * norm - step / 2
         return RankTest(
             torch.where(tied, 0.0, beyond / variance.clamp(min=1e-12).sqrt()),
