@@ -289,29 +289,37 @@ def test_a_generator_that_training_draws_from_too_is_not_disturbed(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("monitor", "every", "message"),
+    ("monitor", "every", "validated", "message"),
     [
         (
             "above_chance/ablation/nose/overall/effect",
             1,
+            1,
             r"no AblationCallback of that concept is in the Trainer; .* 'Eyeglasses'",
         ),
-        ("above_chance/ablation/Eyeglasses/overall/effect", 2, "which AblationCallback measures every 2 epochs only"),
+        (
+            "above_chance/ablation/Eyeglasses/overall/effect",
+            2,
+            1,
+            "AblationCallback measures every 2 epochs only",
+        ),
         (
             "readme/ablation/Eyeglasses/overall/effect",
             1,
+            1,
             r"logs is hnd/body\.2/above_chance/ablation/Eyeglasses/\.\.\.",
         ),
-        ("above_chance/ablation/Eyeglasses/overall/effect", 1, None),
+        ("above_chance/ablation/Eyeglasses/overall/effect", 1, 1, None),
+        ("above_chance/ablation/Eyeglasses/overall/effect", 2, 2, None),
     ],
 )
 def test_ablations_can_be_monitored_if_they_are_made(
-    tmp_path: Path, monitor: str, every: int, message: str | None
+    tmp_path: Path, monitor: str, every: int, validated: int, message: str | None
 ) -> None:
     keep = ModelCheckpoint(tmp_path, monitor=f"hnd/body.2/{monitor}")
     ablating = AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=every, controls=1)
     hnd = HNDCallback(FaceDictionary.rendered(runs.SIZE, images=40), "body.2", fresh_seeds=())
-    run = runs.trainer(tmp_path, hnd, ablating, keep)
+    run = runs.trainer(tmp_path, hnd, ablating, keep, check_val_every_n_epoch=validated)
     with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
         run.fit(runs.Net(), *runs.data())
     assert (run.global_step == 0) == (message is not None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -74,33 +76,54 @@ def slows(probe: Probe, **options: Any) -> tuple[Net, L.Callback]:
     return net, L.Callback()
 
 
+AT_EPOCH_END: dict[str, Any] = {"at_train_epoch_end": True}
 EVERY_SECOND, TWICE = {"check_val_every_n_epoch": 2}, {"val_check_interval": 0.5}
 EVERY_SIX_BATCHES = {"check_val_every_n_epoch": None, "val_check_interval": 6}  # of epochs of four
 EVERY_THREE_BATCHES = {"check_val_every_n_epoch": None, "val_check_interval": 3}
+EVERY_TWO_BATCHES = {"check_val_every_n_epoch": None, "val_check_interval": 2}
+EVERY_HOUR = {"val_check_interval": timedelta(hours=1)}
+since_time = pytest.mark.skipif(
+    "timedelta" not in str(signature(L.Trainer).parameters["val_check_interval"]), reason="since lightning 2.6"
+)
 
 
 @pytest.mark.parametrize(
-    ("reader", "options", "trainer_options", "at_train_epoch_end", "in_time"),
+    ("reader", "options", "trainer_options", "ours", "in_time"),
     [
-        (stops, {}, {}, False, True),
-        (stops, {}, EVERY_SECOND, False, True),
-        (stops, {"check_on_train_epoch_end": True}, EVERY_SECOND, False, False),
-        (stops, {"check_on_train_epoch_end": True}, EVERY_SECOND, True, True),
-        (stops, {"check_on_train_epoch_end": True}, TWICE, False, True),
-        (stops, {"check_on_train_epoch_end": True}, EVERY_SIX_BATCHES, False, False),
-        (stops, {"check_on_train_epoch_end": True}, EVERY_THREE_BATCHES, False, True),
-        (stops, {"check_on_train_epoch_end": False}, {}, False, True),
-        (stops, {"check_on_train_epoch_end": False}, {}, True, False),
-        (stops, {}, TWICE, True, False),
-        (keeps, {}, {}, True, True),
-        (keeps, {}, EVERY_SECOND, True, False),
-        (keeps, {"save_on_train_epoch_end": True}, EVERY_SECOND, False, False),
-        (keeps, {"save_on_train_epoch_end": True, "every_n_epochs": 2}, EVERY_SECOND, False, True),
-        (keeps, {"save_on_train_epoch_end": True, "every_n_epochs": 3}, EVERY_SECOND, False, False),
-        (slows, {}, {}, False, True),
-        (slows, {}, EVERY_SECOND, False, False),
-        (slows, {}, EVERY_SECOND, True, True),
-        (slows, {"frequency": 2}, EVERY_SECOND, False, True),
+        (stops, {}, {}, {}, True),
+        (stops, {}, EVERY_SECOND, {}, True),
+        (stops, {}, EVERY_SECOND, {"every_n_epochs": 2}, True),
+        (stops, {}, EVERY_SECOND, {"every_n_epochs": 3}, False),
+        (stops, {"check_on_train_epoch_end": True}, EVERY_SECOND, {}, False),
+        (stops, {"check_on_train_epoch_end": True}, EVERY_SECOND, AT_EPOCH_END, True),
+        (stops, {"check_on_train_epoch_end": True}, EVERY_SECOND, {**AT_EPOCH_END, "every_n_epochs": 2}, False),
+        (stops, {"check_on_train_epoch_end": True}, TWICE, {}, True),
+        (stops, {"check_on_train_epoch_end": True}, EVERY_SIX_BATCHES, {}, False),
+        (stops, {"check_on_train_epoch_end": True}, EVERY_THREE_BATCHES, {}, True),
+        (stops, {"check_on_train_epoch_end": False}, {}, {}, True),
+        (stops, {"check_on_train_epoch_end": False}, {}, AT_EPOCH_END, False),
+        (stops, {}, TWICE, AT_EPOCH_END, False),
+        pytest.param(stops, {"check_on_train_epoch_end": True}, EVERY_HOUR, {}, False, marks=since_time),
+        (keeps, {}, {}, AT_EPOCH_END, True),
+        (keeps, {}, EVERY_SECOND, AT_EPOCH_END, False),
+        (keeps, {}, EVERY_SECOND, {"every_n_epochs": 2}, True),
+        (keeps, {"save_on_train_epoch_end": True}, EVERY_SECOND, {}, False),
+        (keeps, {"save_on_train_epoch_end": True, "every_n_epochs": 2}, EVERY_SECOND, {"every_n_epochs": 2}, True),
+        (keeps, {"save_on_train_epoch_end": True, "every_n_epochs": 3}, EVERY_SECOND, {}, False),
+        (keeps, {"every_n_train_steps": 2}, {}, {}, False),
+        (keeps, {"every_n_train_steps": 2}, TWICE, {}, False),
+        (keeps, {"train_time_interval": timedelta(microseconds=1)}, {}, AT_EPOCH_END, False),
+        (slows, {}, {}, {}, True),
+        (slows, {}, EVERY_SECOND, {}, False),
+        (slows, {}, EVERY_SECOND, AT_EPOCH_END, True),
+        (slows, {"frequency": 2}, EVERY_SECOND, {}, True),
+        (slows, {"interval": "step"}, {}, {}, False),
+        (slows, {"interval": "step", "frequency": 4}, {}, {}, True),
+        (slows, {"interval": "step", "frequency": 4}, {}, AT_EPOCH_END, False),
+        (slows, {"interval": "step", "frequency": 4}, EVERY_SECOND, {}, False),
+        (slows, {"interval": "step", "frequency": 2}, TWICE, {}, True),
+        (slows, {"interval": "step", "frequency": 2}, EVERY_TWO_BATCHES, {}, True),
+        (slows, {"interval": "step", "frequency": 2}, EVERY_SIX_BATCHES, {}, False),
     ],
 )
 def test_only_who_reads_values_of_the_epoch_may_monitor(
@@ -109,11 +132,11 @@ def test_only_who_reads_values_of_the_epoch_may_monitor(
     reader: Callable[..., tuple[Net, L.Callback]],
     options: dict[str, Any],
     trainer_options: dict[str, Any],
-    at_train_epoch_end: bool,
+    ours: dict[str, Any],
     in_time: bool,
 ) -> None:
     def fit() -> Probe:
-        callback = HNDCallback(random_dictionary(), level=None, at_train_epoch_end=at_train_epoch_end)
+        callback = HNDCallback(random_dictionary(), level=None, **ours)
         probe = Probe(callback)
         net, other = reader(probe, **options)
         run = trainer(tmp_path, callback, other, max_epochs=4, **trainer_options)
@@ -125,7 +148,7 @@ def test_only_who_reads_values_of_the_epoch_may_monitor(
     if in_time:
         assert fit().readings >= 2
         return
-    with pytest.raises(ValueError, match=r"(Stop|Keep|ReduceLROnPlateau) reads .* an old value as a new one"):
+    with pytest.raises(ValueError, match=r"(Stop|Keep|ReduceLROnPlateau) (reads|monitors) .* an old value as a new"):
         fit()
     assert runs[0].global_step == 0
     monkeypatch.setattr("lightning_hnd.training.callback.refuse_stale", lambda *_, **__: None)

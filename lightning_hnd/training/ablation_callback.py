@@ -34,8 +34,8 @@ class AblationCallback(Ablates):
     Args:
         concept: As in :func:`~lightning_hnd.ablate`.
         metric: As there.
-        every_n_epochs: Measure every so many epochs, and only in epochs with a dissection. Must be 1 if a callback
-            monitors what is logged.
+        every_n_epochs: Measure every so many epochs, and only in epochs with a dissection. Who monitors what is logged
+            needs it measured in each epoch with a validation.
         predict: As there, where batches are not ``(images, target)`` or ``(images, target, group)``.
         controls: As there.
         seed: As there.

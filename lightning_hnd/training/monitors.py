@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
+When = Literal["validation", "epoch", "batch", "step"]
+
 _ABLATION, _CHURN = "/ablation/", "/churn"
+_BETWEEN: dict[str, When] = {"epoch": "epoch", "step": "batch"}  # by the interval of a scheduler
 
 
 class Ablates(Callback):
@@ -59,7 +62,7 @@ def refuse_without_validation(trainer: pl.Trainer, keys: Sequence[str]) -> None:
     Raises:
         ValueError: If there is one.
     """
-    for who, monitor, _ in monitors(trainer):
+    for who, monitor, *_ in monitors(trainer):
         if monitor in keys and not trainer.enable_validation:
             raise ValueError(
                 f"{who} monitors {monitor!r}, which HNDCallback measures at validation, and this run has none. Give "
@@ -73,36 +76,41 @@ class Watch(NamedTuple):
     Attributes:
         who: The name of its class.
         monitor: The key.
-        epochs: From one reading to the next, where it reads when training epochs end. 0: it reads when a validation
-            ends. None: it reads at steps.
+        when: It reads when a validation ends, when a training epoch ends, after a batch and the validation that may
+            follow it, or at a step, before that validation.
+        every: How many epochs or batches there are from one reading to the next, where that counts.
     """
 
     who: str
     monitor: str
-    epochs: int | None
+    when: When
+    every: int = 1
 
 
 def monitors(trainer: pl.Trainer) -> list[Watch]:
     """Who watches which of our keys: callbacks that stop or keep, and learning-rate schedulers once they exist."""
     watching = [
-        Watch(type(callback).__name__, callback.monitor or "", _epochs(trainer, callback))
+        _watch(trainer, callback)
         for callback in _callbacks(trainer)
         if isinstance(callback, EarlyStopping | ModelCheckpoint)
     ]
     watching += [
-        Watch("ReduceLROnPlateau", config.monitor or "", config.frequency if config.interval == "epoch" else None)
+        Watch("ReduceLROnPlateau", config.monitor or "", _BETWEEN[config.interval or "epoch"], config.frequency)
         for config in trainer.strategy.lr_scheduler_configs
         if config.reduce_on_plateau
     ]
     return [watch for watch in watching if watch.monitor.startswith("hnd/")]
 
 
-def _epochs(trainer: pl.Trainer, callback: EarlyStopping | ModelCheckpoint) -> int | None:
+def _watch(trainer: pl.Trainer, callback: EarlyStopping | ModelCheckpoint) -> Watch:
+    who, monitor = type(callback).__name__, callback.monitor or ""
     if isinstance(callback, EarlyStopping):
-        return int(bool(callback._check_on_train_epoch_end))
-    if callback.every_n_epochs == 0:
-        return None
-    return callback.every_n_epochs if callback._should_save_on_train_epoch_end(trainer) else 0
+        return Watch(who, monitor, "epoch" if callback._check_on_train_epoch_end else "validation")
+    if not callback.every_n_epochs:  # but every so many steps, or minutes
+        return Watch(who, monitor, "step")
+    if callback._should_save_on_train_epoch_end(trainer):
+        return Watch(who, monitor, "epoch", callback.every_n_epochs)
+    return Watch(who, monitor, "validation")
 
 
 def refuse_stale(trainer: pl.Trainer, keys: Sequence[str], every_n_epochs: int, *, at_train_epoch_end: bool) -> None:
@@ -117,22 +125,34 @@ def refuse_stale(trainer: pl.Trainer, keys: Sequence[str], every_n_epochs: int, 
     Raises:
         ValueError: If there is one.
     """
-    for who, monitor, epochs in monitors(trainer):
-        start, ablation, _ = monitor.partition(_ABLATION)
+    apart = 1 if at_train_epoch_end else trainer.check_val_every_n_epoch or 1  # epochs, of two occasions to measure
+    for watch in monitors(trainer):
+        who, monitor, when, _ = watch
+        start, ablation, rest = monitor.partition(_ABLATION)
         if (f"{start}{_CHURN}" if ablation else monitor) not in keys:
             continue
-        if every_n_epochs > 1:
+        measuring = {"HNDCallback": every_n_epochs}
+        if ablating := _ablating(trainer, rest):
+            measuring["AblationCallback"] = ablating[0].every_n_epochs
+        for whose, epochs in measuring.items():
+            if epochs > apart:
+                raise ValueError(
+                    f"{who} monitors {monitor!r}, which {whose} measures every {epochs} epochs only; in between it "
+                    f"would read an old value as a new one. Give {whose}(every_n_epochs=1)"
+                )
+        if when in ("batch", "step") and (at_train_epoch_end or not _validated(trainer, watch)):
             raise ValueError(
-                f"{who} monitors {monitor!r}, which HNDCallback measures every {every_n_epochs} epochs only; in "
-                "between it would read an old value as a new one. Give HNDCallback(every_n_epochs=1)"
+                f"{who} reads {monitor!r} after training steps, also those after which HNDCallback does not measure it "
+                "first; it would read an old value as a new one. Give ModelCheckpoint(every_n_epochs=1), or the "
+                'scheduler {"interval": "epoch"}'
             )
-        if at_train_epoch_end and epochs == 0:
+        if at_train_epoch_end and when == "validation":
             raise ValueError(
                 f"{who} reads {monitor!r} when a validation ends, and HNDCallback(at_train_epoch_end=True) measures it "
                 "later; it would read an old value as a new one. Give EarlyStopping(check_on_train_epoch_end=True) or "
                 "ModelCheckpoint(save_on_train_epoch_end=True)"
             )
-        if not at_train_epoch_end and epochs and not _validated(trainer, epochs):
+        if not at_train_epoch_end and not _validated(trainer, watch):
             raise ValueError(
                 f"{who} reads {monitor!r} when a training epoch ends, also one without the validation at which "
                 "HNDCallback measures it; then it would read an old value as a new one. Give "
@@ -140,11 +160,17 @@ def refuse_stale(trainer: pl.Trainer, keys: Sequence[str], every_n_epochs: int, 
             )
 
 
-def _validated(trainer: pl.Trainer, epochs: int) -> bool:
-    """Whether a validation comes in each of the epochs that end a group of so many."""
-    if trainer.check_val_every_n_epoch is None:  # every so many batches, whatever epoch it is
-        return (trainer.val_check_batch or 0) <= trainer.num_training_batches
-    return epochs % trainer.check_val_every_n_epoch == 0
+def _validated(trainer: pl.Trainer, watch: Watch) -> bool:
+    """Whether a validation comes before each reading: in the epoch that ends, or after the batch."""
+    often, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if watch.when == "validation":
+        return True
+    if watch.when == "step" or batches is None:  # the clock says when to validate
+        return False
+    if watch.when == "epoch":  # None: every so many batches, whatever epoch it is
+        return batches <= trainer.num_training_batches if often is None else watch.every % often == 0
+    in_step = often == 1 or (often is None and trainer.num_training_batches % batches == 0)
+    return in_step and watch.every % batches == 0
 
 
 def refuse_stopping_at_nan(trainer: pl.Trainer) -> None:
@@ -175,7 +201,7 @@ def refuse_unknown(trainer: pl.Trainer, known: Sequence[str]) -> None:
     Raises:
         ValueError: If there is one, with the nearest keys.
     """
-    for who, monitor, _ in monitors(trainer):
+    for who, monitor, *_ in monitors(trainer):
         if _ABLATION in monitor:
             _refuse_unmeasured(trainer, who, monitor, known)
         elif monitor not in known:
@@ -186,12 +212,11 @@ def refuse_unknown(trainer: pl.Trainer, known: Sequence[str]) -> None:
 
 
 def _refuse_unmeasured(trainer: pl.Trainer, who: str, monitor: str, known: Sequence[str]) -> None:
-    """Refuses whoever waits for an ablation that nobody makes, or not in every epoch; groups are not known yet."""
+    """Refuses whoever waits for an ablation that nobody makes; groups are not known yet."""
     start, _, rest = monitor.partition(_ABLATION)
-    ablating = [c for c in _callbacks(trainer) if isinstance(c, Ablates)]
-    ours = [c for c in ablating if rest.startswith(f"{c.concept}/")]
+    ours = _ablating(trainer, rest)
     if not ours:
-        there = ", ".join(repr(c.concept) for c in ablating) or "none"
+        there = ", ".join(repr(c.concept) for c in _callbacks(trainer) if isinstance(c, Ablates)) or "none"
         raise ValueError(
             f"{who} monitors {monitor!r}, but no AblationCallback of that concept is in the Trainer; there are those "
             f"of: {there}"
@@ -200,11 +225,11 @@ def _refuse_unmeasured(trainer: pl.Trainer, who: str, monitor: str, known: Seque
     if start not in starts:
         there = ", ".join(f"{other}{_ABLATION}{ours[0].concept}/..." for other in starts)
         raise ValueError(f"{who} monitors {monitor!r}, and what AblationCallback logs is {there}")
-    if ours[0].every_n_epochs > 1:
-        raise ValueError(
-            f"{who} monitors {monitor!r}, which AblationCallback measures every {ours[0].every_n_epochs} epochs only; "
-            "in between it would read an old value as a new one. Give AblationCallback(every_n_epochs=1)"
-        )
+
+
+def _ablating(trainer: pl.Trainer, rest: str) -> list[Ablates]:
+    """Who measures what a key says after ``/ablation/``."""
+    return [c for c in _callbacks(trainer) if isinstance(c, Ablates) and rest.startswith(f"{c.concept}/")]
 
 
 def refuse_untold(trainer: pl.Trainer, at_start: Mapping[str, float]) -> None:
@@ -217,7 +242,7 @@ def refuse_untold(trainer: pl.Trainer, at_start: Mapping[str, float]) -> None:
     Raises:
         ValueError: If there is one.
     """
-    for who, monitor, _ in monitors(trainer):
+    for who, monitor, *_ in monitors(trainer):
         if math.isnan(at_start.get(monitor, 0.0)):
             raise ValueError(
                 f"{who} monitors {monitor!r}, which is NaN: the dictionary has not enough faces to tell. Monitor "
