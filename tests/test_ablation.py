@@ -326,6 +326,25 @@ def test_ablations_can_be_monitored_if_they_are_made(
     assert (keep.best_model_score is None) == (message is not None)
 
 
+@pytest.mark.parametrize(
+    ("every", "at_train_epoch_end", "interval", "steps"),
+    [
+        (1, False, 0.5, [1, 3, 5, 7, 9, 11]),
+        (2, False, 0.5, [1, 3, 9, 11]),
+        (1, False, 1.0, [3, 7, 11]),
+        (2, True, 0.5, [3, 11]),
+    ],
+)
+def test_each_dissection_of_an_epoch_is_followed_once(
+    tmp_path: Path, every: int, at_train_epoch_end: bool, interval: float, steps: list[int]
+) -> None:
+    hnd, logger = lenient(at_train_epoch_end=at_train_epoch_end), runs.Memory()
+    callback = AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=every, controls=1)
+    run = runs.trainer(tmp_path, hnd, callback, logger=logger, max_epochs=3, val_check_interval=interval)
+    run.fit(runs.Net(example=True), *runs.data())
+    assert logger.steps(f"{KEY}/units") == steps  # which fails on a step that is there twice
+
+
 def test_what_is_not_there_is_refused_before_the_first_step(tmp_path: Path) -> None:
     for wrong, message in (({"concept": "ear"}, "no concept or group 'ear'"), ({"dataloader": 1}, "none of them")):
         callback = AblationCallback(**{"concept": "nose", "metric": MeanSquaredError(), **wrong})

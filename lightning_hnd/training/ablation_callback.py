@@ -34,7 +34,7 @@ class AblationCallback(Ablates):
     Args:
         concept: As in :func:`~lightning_hnd.ablate`.
         metric: As there.
-        every_n_epochs: Measure every so many epochs, and only in epochs with a dissection. Who monitors what is logged
+        every_n_epochs: Measure every so many epochs, at each dissection in such an epoch. Who monitors what is logged
             needs it measured in each epoch with a validation.
         predict: As there, where batches are not ``(images, target)`` or ``(images, target, group)``.
         controls: As there.
@@ -70,6 +70,7 @@ class AblationCallback(Ablates):
         self._options: dict[str, Any] = {"controls": controls, "seed": seed}
         self._dataloader = dataloader
         self._last_epoch: int | None = None
+        self._last_step: int | None = None
         self._evaluating = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -78,7 +79,7 @@ class AblationCallback(Ablates):
         if stage == TrainerFn.FITTING:
             _dissecting(trainer, self)
             if trainer.global_step == 0:  # not where a run goes on; a checkpoint is loaded after this
-                self._last_epoch = None
+                self._last_epoch = self._last_step = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses data that is not there."""
@@ -107,11 +108,13 @@ class AblationCallback(Ablates):
         dissection = _dissecting(trainer, self).latest
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or dissection is None:
             return
-        if self._last_epoch is not None and 0 <= trainer.current_epoch - self._last_epoch < self.every_n_epochs:
+        moment = trainer.current_epoch, trainer.global_step
+        if self._last_epoch is not None and 0 < trainer.current_epoch - self._last_epoch < self.every_n_epochs:
             return
-        if dissection.info["step"] != trainer.global_step:
+        # a validation at the end of an epoch is followed by the end itself
+        if dissection.info["step"] != trainer.global_step or moment == (self._last_epoch, self._last_step):
             return
-        self._last_epoch = trainer.current_epoch
+        self._last_epoch, self._last_step = moment
         data = _Batches(trainer, self._dataloader)
         for layer in dissection:
             with unlogged(pl_module):
@@ -135,12 +138,12 @@ class AblationCallback(Ablates):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"last_epoch": self._last_epoch}
+        return {"last_epoch": self._last_epoch, "last_step": self._last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where a run left off, unless the checkpoint is only evaluated."""
         if not self._evaluating:
-            self._last_epoch = state_dict["last_epoch"]
+            self._last_epoch, self._last_step = state_dict["last_epoch"], state_dict["last_step"]
 
     @property
     def state_key(self) -> str:
