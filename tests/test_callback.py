@@ -327,6 +327,18 @@ def test_bad_settings_are_named(tmp_path: Path, folder: Path) -> None:
         HNDCallback(every_n_epochs=0)
     with pytest.raises(ValueError, match="quantile must lie between 0 and 1"):
         HNDCallback(quantile=0)
+    module = Net().body
+    for layers, kind in ((module, "Conv2d"), (module[0], "Conv2d"), (["body.0", module], "Sequential"), (3, "int")):
+        with pytest.raises(TypeError, match=f"such as 'backbone.layer4', and a {kind} is none; .*named_modules"):
+            HNDCallback(layers=layers)
+    with pytest.raises(ValueError, match="layers is empty"):
+        HNDCallback(layers=[])
+    for grid in (14, (14,), (0, 4)):
+        with pytest.raises(ValueError, match=r"grid must be \(rows, columns\), each at least 1, got "):
+            HNDCallback(grid=grid)
+    for alerts in (None, "gender", ["gender"], {"concept": "gender"}):
+        with pytest.raises(TypeError, match=r"alerts must be BiasAlert\('gender', ...\) or several of them, got "):
+            HNDCallback(alerts=alerts)
     with pytest.raises(ValueError, match=r"size=64 is given, but the FaceDictionary has its own: \(24, 32\)"):
         HNDCallback(random_dictionary(), size=64)
     with pytest.raises(ValueError, match=r"std=1 is given, but the FaceDictionary has its own: \(0.5, 0.5, 0.5\)"):

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,25 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in layers.items() if name}
 
 
+def as_patterns(layers: str | Sequence[str]) -> tuple[str, ...]:
+    """One or several dotted names or globs, as several.
+
+    Raises:
+        TypeError: If one is no text: a module, most likely.
+        ValueError: If there is none.
+    """
+    patterns = (layers,) if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"layers are dotted names or globs, such as 'backbone.layer4', and a {type(pattern).__name__} is none; "
+                "give the name that model.named_modules() has for it"
+            )
+    if not patterns:
+        raise ValueError("layers is empty; name at least one, or give None for the last spatial one")
+    return patterns
+
+
 def resolve_layers(model: nn.Module, layers: str | Sequence[str]) -> tuple[str, ...]:
     """The names of the layers that match, in the order of the model.
 
@@ -30,14 +49,12 @@ def resolve_layers(model: nn.Module, layers: str | Sequence[str]) -> tuple[str, 
         layers: Dotted names or globs (``backbone.layer4.*.conv1``), one or several.
 
     Raises:
-        ValueError: If one of them matches nothing, with the names that exist.
+        TypeError: If one of them is no text.
+        ValueError: If there is none, or one of them matches nothing, with the names that exist.
     """
     known = named_layers(model)
-    patterns = [layers] if isinstance(layers, str) else list(layers)
-    if not patterns:
-        raise ValueError("layers is empty; name at least one, or give None for the last spatial one")
     chosen: set[str] = set()
-    for pattern in patterns:
+    for pattern in as_patterns(layers):
         found = [pattern] if pattern in known else fnmatch.filter(known, pattern)
         if not found:
             near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.6)

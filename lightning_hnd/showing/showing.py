@@ -41,7 +41,7 @@ class Showing:
         processes: Those that share the dictionary, batch by batch.
 
     Raises:
-        ValueError: If ``batch_size`` is less than 1.
+        ValueError: If ``batch_size`` is less than 1, or ``grid`` is not two such numbers.
     """
 
     grid: Grid | None = None
@@ -54,6 +54,10 @@ class Showing:
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.grid is not None:
+            sides = tuple(self.grid) if isinstance(self.grid, Sequence) else ()
+            if len(sides) != 2 or min(sides) < 1:
+                raise ValueError(f"grid must be (rows, columns), each at least 1, got {self.grid!r}")
 
     def show(self, model: nn.Module, dictionary: FaceDictionary, layers: Sequence[str], title: str, take: Take) -> None:
         """One pass of this process's share of the dictionary.

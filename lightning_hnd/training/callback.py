@@ -21,7 +21,7 @@ from lightning_hnd.history.alerts import Alarm, BiasAlert, alert_keys, check
 from lightning_hnd.history.timeline import Timeline
 from lightning_hnd.pipeline import BUDGET
 from lightning_hnd.rules import ABOVE_CHANCE, README, Rule, readings
-from lightning_hnd.showing.activations import Grid
+from lightning_hnd.showing.activations import Grid, as_patterns
 from lightning_hnd.showing.processes import ALONE
 from lightning_hnd.showing.showing import ForwardFn, Showing
 from lightning_hnd.showing.undisturbed import device_of
@@ -139,7 +139,8 @@ class HNDCallback(Callback):
         alerts: Tell when a layer starts to encode a group, or to take a cue for it: :class:`~lightning_hnd.BiasAlert`.
 
     Raises:
-        TypeError: If the Trainer is not one of ``lightning.pytorch``, or an alert is no ``BiasAlert``.
+        TypeError: If the Trainer is not one of ``lightning.pytorch``, a layer is not given by its name, or an alert is
+            no ``BiasAlert``.
         ValueError: If a value is out of range, ``fresh_seeds`` or ``factory`` is given without a level, or ``size``,
             ``mean`` or ``std`` is given beside a FaceDictionary, which has its own. Before the first step also: if a
             layer does not exist or does not run, the dictionary is damaged, activations are not finite, somebody
@@ -182,9 +183,8 @@ class HNDCallback(Callback):
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}")
-        chosen = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
         self._dissector = Dissector(
-            chosen,
+            None if layers is None else as_patterns(layers),
             readings(self.rule, level),
             Showing(grid, forward_fn, batch_size),
             budget,
@@ -195,7 +195,7 @@ class HNDCallback(Callback):
         self._at_train_epoch_end = at_train_epoch_end
         self._tolerant = on_error == "warn"
         self._processes = ALONE
-        self._alerts = (alerts,) if isinstance(alerts, BiasAlert) else tuple(alerts)
+        self._alerts = tuple(alerts) if isinstance(alerts, Sequence) else (alerts,)
         if not all(isinstance(alert, BiasAlert) for alert in self._alerts):
             raise TypeError(f"alerts must be BiasAlert('gender', ...) or several of them, got {alerts!r}")
         self._evaluating = False
