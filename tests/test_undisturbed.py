@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
-from lightning_hnd import HNDCallback, dissect
+from lightning_hnd import FaceDictionary, HNDCallback, dissect
 from lightning_hnd.analyses.rotation import rotation_test
+from lightning_hnd.functional import encoding, significance
+from lightning_hnd.functional.ranks import weight_below
 from lightning_hnd.showing.memory import out_of_memory
 from lightning_hnd.showing.undisturbed import undisturbed
 
@@ -168,6 +170,26 @@ def test_on_error_raise_ends_the_run_and_leaves_the_model_as_it_was(tmp_path: Pa
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
     assert "log" not in vars(net)
+
+
+def test_what_has_no_deterministic_algorithm_ends_no_run_that_allows_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_on_a_gpu(*args: Any, **options: Any) -> Tensor:
+        torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))  # refused on a CPU as sums are on GPUs
+        return weight_below(*args, **options)
+
+    for user in (encoding, significance):
+        monkeypatch.setattr(user, "weight_below", as_on_a_gpu)
+    callback = HNDCallback(FaceDictionary.rendered((24, 32), images=60), fresh_seeds=[1])
+    try:
+        run = trainer(tmp_path, callback, deterministic=True, max_epochs=1)
+        with pytest.warns(UserWarning, match="put_ does not have a deterministic implementation"):
+            run.fit(Net(), *data())
+        assert torch.get_deterministic_debug_mode() == 2  # an error
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert callback.latest is not None
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,17 @@ def kept_generators(dataloader: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _lenient_determinism() -> Iterator[None]:
+    """While open, what has no deterministic algorithm is warned of: sums on a GPU may have none, and train nothing."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(min(mode, 1))  # error becomes warn
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+
+
+@contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """While open the model is in evaluation mode without gradients; at the end all is as it was.
 
@@ -69,7 +80,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     forward pass may count or keep in an attribute: numbers, tensors, the last output, random number generators of its
     own, lists and dicts of such (:class:`~lightning_hnd.showing.holdings.Holdings`). Parameters are not copied: no
     forward pass should change them. Inference mode is left for the time, since tensors made in it could not be used in
-    training later.
+    training later. Where only deterministic algorithms are allowed, others are warned of.
 
     Args:
         model: The module that is about to run.
@@ -80,7 +91,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     _refuse_lazy(model)
     modules = [(module, module.training) for module in model.modules()]
     holdings = Holdings(module for module, _ in modules)
-    with kept_random_state(device_of(model)), torch.inference_mode(False), torch.no_grad():
+    with kept_random_state(device_of(model)), _lenient_determinism(), torch.inference_mode(False), torch.no_grad():
         try:
             for module, _ in modules:
                 module.training = False  # not by eval(), which runs a train() that may merge or freeze weights
