@@ -271,6 +271,34 @@ def test_what_a_forward_keeps_is_of_the_models_own_images(tmp_path: Path, kind: 
     torch.testing.assert_close(nets[1].state_dict(), nets[0].state_dict(), rtol=0, atol=0)
 
 
+class Growing(Net):
+    """Grows a layer and a hook in its first forward pass, in which another hook is called for the last time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.body[0].register_forward_hook(self.once)
+
+    def once(self, *_: object) -> None:
+        self.first.remove()
+        self.scale = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "grown"):
+            self.grown = nn.Linear(1, 1)
+            self.body[2].register_forward_hook(lambda _module, _inputs, output: output * 1.1)
+        return self.grown(super().forward(x)[:, None])[:, 0] * self.scale
+
+
+def test_what_a_first_forward_does_to_hooks_and_layers_is_left_to_the_models_own_images(tmp_path: Path) -> None:
+    weights = []
+    for callbacks in ((), (HNDCallback(random_dictionary(), fresh_seeds=()),)):
+        L.seed_everything(0, verbose=False)
+        net = Growing()
+        trainer(tmp_path, *callbacks, num_sanity_val_steps=0).fit(net, *data())
+        weights.append(net.state_dict())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 def test_what_copies_with_fresh_weights_share_with_a_model_is_put_back() -> None:
     net = Collecting()
     state = net.python_draws.getstate()

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 PutBack = Callable[[], object]
 
 _PLAIN = frozenset({int, float, complex, str, bytes, bool, type(None)})
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # parameters, submodules, hooks: what a strategy may exchange in a pass
+_LEFT = frozenset({"_parameters", "_buffers"})  # which a strategy may exchange in a pass, and what comes by itself
 
 
 class Holdings:
-    """What modules hold beside parameters and submodules: buffers, attributes, and what is in these.
+    """What modules hold beside parameters: which submodules and hooks, buffers, attributes, and what is in these.
 
     Of lists, dicts, sets, deques and tuples, in each other however deep, the contents are remembered; of tensors,
     arrays and random number generators in them the state. Into other objects nobody looks.
@@ -36,7 +36,7 @@ class Holdings:
         seen: dict[int, object] = {}  # by identity, and held, so that none is given to another object meanwhile
         waiting: list[object] = []
         for _, values in self._attributes:
-            waiting += [value for name, value in values.items() if name not in _OF_EVERY_MODULE]
+            waiting += [value for name, value in values.items() if name not in _LEFT]
         while waiting:
             value = waiting.pop()
             if type(value) in _PLAIN or id(value) in seen:
