@@ -183,6 +183,24 @@ def test_a_layer_whose_units_become_more(tmp_path: Path) -> None:
     assert [moment.step for moment in run.callback.timeline.moments] == [8, 12]
 
 
+class Gated(Net):
+    """Has a weight from the second epoch on that nothing resets, as those of pruned layers are."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.gate = nn.Parameter(torch.ones(()))
+
+
+@pytest.mark.parametrize("seeds", [None, [1]])
+def test_a_module_of_which_no_fresh_network_can_be_made_any_more(tmp_path: Path, seeds: Any) -> None:
+    run = Run(tmp_path, HNDCallback(random_dictionary(), fresh_seeds=seeds), Gated())
+    with pytest.warns(UserWarning, match=r"asks what is learnt with networks of the module as it was: .* Gated: gate"):
+        run.fit()
+    assert run.left() == ([0, 3, 7, 11], [0, 4, 8, 12], [4, 8, 12])
+    assert run.logger.steps("hnd/body.2/above_chance/learnt_units") == [0, 3, 7, 11]
+    assert all(dissection["body.2"].asked_fresh for dissection in history(tmp_path / "memory/memory/hnd"))
+
+
 class Interrupted:
     """A forward pass that is interrupted in the second epoch's dissection: one call to choose, then one for each."""
 

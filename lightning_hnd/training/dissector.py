@@ -92,9 +92,7 @@ class Dissector:
         """
         if self.rules[-1].level is None or not self.fresh.seeds:
             return False
-        module, processes = subject.module, subject.processes
-        with unlogged(module), undisturbed(module), processes.together("making a network with fresh weights"):
-            obstacle = self.fresh.obstacle(module, split=processes.split)
+        obstacle = self._obstacle(subject)
         if obstacle is None:
             return True
         if self.fresh.demanded:
@@ -105,19 +103,39 @@ class Dissector:
         return False
 
     def null(self, subject: Subject, earlier: Sequence[Dissection | None]) -> Null:
-        """What fresh weights do: as remembered, as an earlier dissection holds it, or found out now."""
+        """What fresh weights do: as remembered, as an earlier dissection holds it, or found out now.
+
+        Args:
+            subject: The model as it is now.
+            earlier: Dissections of the run, the latest first. Where the module has changed such that no network can be
+                made of it any more (pruned, say), what they hold counts, with a warning.
+
+        Raises:
+            ValueError: If there is no such dissection then.
+        """
         key = self._fresh_key(subject)
         known = self._nulls.get(key)
-        for dissection in earlier:
-            if known is None and dissection is not None and dissection.info.get("fresh") == key:
-                known = {layer.name: null_of(layer.statistics) for layer in dissection}
+        asked = [dissection for dissection in earlier if dissection is not None and "fresh" in dissection.info]
+        for dissection in asked:
+            if known is None and dissection.info["fresh"] == key:
+                known = _null_in(dissection)
         missing = any(subject.processes.any([known is None]))  # asked by all, also by those that know
         if known is None or missing:
-            what = (subject.module, subject.dictionary, subject.layers, self._showing(subject))
-            with unlogged(subject.module):
-                known = fresh_null(*what, fresh=self.fresh, budget=self.budget)
+            obstacle = self._obstacle(subject) if asked else None
+            if obstacle is not None:
+                rank_zero_warn(f"HNDCallback asks what is learnt with networks of the module as it was: {obstacle}")
+                known = _null_in(asked[0])
+            else:
+                what = (subject.module, subject.dictionary, subject.layers, self._showing(subject))
+                with unlogged(subject.module):
+                    known = fresh_null(*what, fresh=self.fresh, budget=self.budget)
         self._nulls[key] = known
         return known
+
+    def _obstacle(self, subject: Subject) -> str | None:
+        module, processes = subject.module, subject.processes
+        with unlogged(module), undisturbed(module), processes.together("making a network with fresh weights"):
+            return self.fresh.obstacle(module, split=processes.split)
 
     def measure(self, subject: Subject) -> dict[str, dict[str, Tensor]]:
         """Shows the dictionary to the module."""
@@ -146,3 +164,7 @@ class Dissector:
             context=trainer.precision_plugin.forward_context,
             processes=subject.processes,
         )
+
+
+def _null_in(dissection: Dissection) -> Null:
+    return {layer.name: null_of(layer.statistics) for layer in dissection}
