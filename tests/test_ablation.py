@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +346,18 @@ def test_each_dissection_of_an_epoch_is_followed_once(
     assert logger.steps(f"{KEY}/units") == steps  # which fails on a step that is there twice
 
 
+@pytest.mark.skipif(not hasattr(L.pytorch.callbacks, "EMAWeightAveraging"), reason="since lightning 2.6")
+def test_averaged_weights_that_are_taken_back_before_are_warned_of(tmp_path: Path) -> None:
+    callback = AblationCallback("nose", MeanSquaredError(), every_n_epochs=1, controls=1)
+    for late in (False, True):
+        pair = [callback, L.pytorch.callbacks.EMAWeightAveraging(decay=0.5)]
+        run = runs.trainer(tmp_path, lenient(), *(pair[::-1] if late else pair), max_epochs=1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.fit(runs.Net(), *runs.data())
+        assert any("EMAWeightAveraging stands before AblationCallback" in str(w.message) for w in caught) is late
+
+
 def test_what_is_not_there_is_refused_before_the_first_step(tmp_path: Path) -> None:
     for wrong, message in (({"concept": "ear"}, "no concept or group 'ear'"), ({"dataloader": 1}, "none of them")):
         callback = AblationCallback(**{"concept": "nose", "metric": MeanSquaredError(), **wrong})
@@ -362,6 +375,9 @@ def test_the_callback_needs_pairings_and_a_concept_that_there_is(tmp_path: Path)
             fit(tmp_path, *callbacks)
     with pytest.raises(ValueError, match="no concept or group 'ear'"):
         fit(tmp_path, hnd, AblationCallback("ear", MeanSquaredError()))
+    for metric in (None, "accuracy", MeanSquaredError):
+        with pytest.raises(TypeError, match=r"metric must be one of torchmetrics, such as MeanSquaredError\(\), got "):
+            AblationCallback("left_eye", metric)
     with pytest.raises(ValueError, match="every_n_epochs must be at least 1"):
         AblationCallback("left_eye", MeanSquaredError(), every_n_epochs=0)
     # a concept with which no unit is paired: the same keys, and nothing changes

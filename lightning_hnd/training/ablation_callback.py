@@ -18,7 +18,7 @@ from lightning_hnd.analyses.ablation import Ablation, Predict, ablate, predict_f
 from lightning_hnd.report.keys import prefix
 from lightning_hnd.showing.undisturbed import kept_generators, unlogged
 from lightning_hnd.training.callback import HNDCallback
-from lightning_hnd.training.monitors import Ablates
+from lightning_hnd.training.monitors import Ablates, warn_of_averaging
 
 
 class AblationCallback(Ablates):
@@ -42,6 +42,7 @@ class AblationCallback(Ablates):
         dataloader: Index of the validation dataloader to use.
 
     Raises:
+        TypeError: If ``metric`` is none of torchmetrics.
         ValueError: Before the first step, if a value is out of range, there is no HNDCallback before this one, the
             ontology has no such concept, or there is no such validation dataloader.
 
@@ -62,6 +63,8 @@ class AblationCallback(Ablates):
         for name, value in (("every_n_epochs", every_n_epochs), ("controls", controls)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isinstance(metric, Metric):
+            raise TypeError(f"metric must be one of torchmetrics, such as MeanSquaredError(), got {metric!r}")
         self.concept = concept
         self.latest: dict[str, Ablation] = {}
         self._metric = metric
@@ -78,6 +81,7 @@ class AblationCallback(Ablates):
         self._evaluating = stage != TrainerFn.FITTING
         if stage == TrainerFn.FITTING:
             _dissecting(trainer, self)
+            warn_of_averaging(trainer, self)
             if trainer.global_step == 0:  # not where a run goes on; a checkpoint is loaded after this
                 self._last_epoch = self._last_step = None
 

@@ -266,15 +266,20 @@ def refuse_shared(mine: Sequence[str], others: Sequence[str]) -> None:
 
 
 def warn_of_averaging(trainer: pl.Trainer, callback: pl.Callback) -> None:
-    """Warns of averaged weights that are validated, and taken back before the callback sees them."""
+    """Warns of averaged weights that are validated, and taken back before the callback sees them.
+
+    Args:
+        trainer: The trainer.
+        callback: One that measures at validation.
+    """
     averaging = getattr(pl.callbacks, "WeightAveraging", ())  # since lightning 2.6
     callbacks = _callbacks(trainer)
     for other in callbacks[: callbacks.index(callback)]:
         if isinstance(other, averaging):
-            name = type(other).__name__
+            name, ours = type(other).__name__, type(callback).__name__
             rank_zero_warn(
-                f"{name} stands before HNDCallback and takes its averaged weights back at the end of a validation, so "
-                f"that others than the validated ones are dissected: give callbacks=[HNDCallback(...), {name}(...)]"
+                f"{name} stands before {ours} and takes its averaged weights back at the end of a validation, so "
+                f"that others than the validated ones are measured: give callbacks=[..., {ours}(...), {name}(...)]"
             )
 
 
