@@ -303,6 +303,7 @@ def test_a_dictionary_that_one_has_not_is_named_by_all(pair: Pair, tmp_path: Pat
     for error in pair.run(fit_own_dictionary, tmp_path, tmp_path / "own"):
         assert isinstance(error, ValueError)
         assert str(error).startswith("the processes have different dictionaries: process 0 ")
+        assert "HNDCallback(size=...) where the model gets images of several sizes" in str(error)
 
 
 KILLED = """

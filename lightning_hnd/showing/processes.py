@@ -55,8 +55,13 @@ class Processes:
         torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
 
-    def require_same(self, what: str, value: object) -> None:
+    def require_same(self, what: str, value: object, remedy: str) -> None:
         """Refuses, in all processes, what should be one thing and is not.
+
+        Args:
+            what: Of which there should be one.
+            value: That of this process.
+            remedy: What to do, a whole sentence.
 
         Raises:
             ValueError: If the value differs between processes.
@@ -64,7 +69,9 @@ class Processes:
         values = self.gather(value)
         for rank, other in enumerate(values):
             if other != values[0]:
-                raise ValueError(f"the processes have different {what}: process 0 {values[0]}, process {rank} {other}")
+                raise ValueError(
+                    f"the processes have different {what}: process 0 {values[0]}, process {rank} {other}. {remedy}"
+                )
 
     def share_buffers(self, model: nn.Module) -> None:
         """Gives all processes the buffers of the first, as a checkpoint has them: batch norm's averages drift apart.

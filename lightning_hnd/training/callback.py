@@ -401,7 +401,8 @@ class HNDCallback(Callback):
         """Settles what must be before a dictionary is shown; the first time, the layers are chosen."""
         dictionary = subject.dictionary
         # processes share it out by number
-        self._processes.require_same("dictionaries", f"{dictionary}, {dictionary.fingerprint}")
+        remedy = "Give all of them the same one, and HNDCallback(size=...) where the model gets images of several sizes"
+        self._processes.require_same("dictionaries", f"{dictionary}, {dictionary.fingerprint}", remedy)
         if not self._names:
             self._names = self._dissector.find_layers(subject)
         if self._learnt is None:
