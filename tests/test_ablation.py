@@ -346,6 +346,23 @@ def test_each_dissection_of_an_epoch_is_followed_once(
     assert logger.steps(f"{KEY}/units") == steps  # which fails on a step that is there twice
 
 
+def test_a_dissection_that_failed_leaves_no_old_value_to_monitors(tmp_path: Path) -> None:
+    def forward(net: L.LightningModule, images: Tensor) -> None:
+        if net.current_epoch == 1:
+            raise ArithmeticError("no luck")
+        net(images)
+
+    hnd, logger = lenient(on_error="warn", forward_fn=forward), runs.Memory()
+    callback = AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=1, controls=1)
+    run = runs.trainer(tmp_path, hnd, callback, logger=logger, max_epochs=3)
+    with pytest.warns(UserWarning, match="could not dissect the model at epoch 1, step 8"):
+        run.fit(runs.Net(example=True), *runs.data())
+    assert hnd.failed_at == (1, 8)
+    for key in ("units", "overall/effect"):
+        nan = {step: np.isnan(value) for step, value in logger.values(f"{KEY}/{key}").items()}
+        assert nan == {3: False, 7: True, 11: False}
+
+
 @pytest.mark.skipif(not hasattr(L.pytorch.callbacks, "EMAWeightAveraging"), reason="since lightning 2.6")
 def test_averaged_weights_that_are_taken_back_before_are_warned_of(tmp_path: Path) -> None:
     callback = AblationCallback("nose", MeanSquaredError(), every_n_epochs=1, controls=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics import Metric
 
 from lightning_hnd.analyses.ablation import Ablation, Predict, ablate, predict_from_images
+from lightning_hnd.dissection import Dissection
 from lightning_hnd.report.keys import prefix
 from lightning_hnd.showing.undisturbed import kept_generators, unlogged
 from lightning_hnd.training.callback import HNDCallback
@@ -29,7 +31,8 @@ class AblationCallback(Ablates):
 
     **Logged scalars** under ``hnd/<layer>/<rule>/ablation/<concept>/``: ``units``, how many are paired;
     ``overall/effect``, what switching them off changes, and ``overall/random``, what as many random ones do on average;
-    and the same for each group that the batches name. 0 where no unit is paired.
+    and the same for each group that the batches name. 0 where no unit is paired, NaN where the dissection failed and
+    training goes on.
 
     Args:
         concept: As in :func:`~lightning_hnd.ablate`.
@@ -109,16 +112,24 @@ class AblationCallback(Ablates):
         self._measure_if_due(trainer, pl_module)
 
     def _measure_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        dissection = _dissecting(trainer, self).latest
+        hnd = _dissecting(trainer, self)
+        dissection = hnd.latest
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or dissection is None:
             return
         moment = trainer.current_epoch, trainer.global_step
         if self._last_epoch is not None and 0 < trainer.current_epoch - self._last_epoch < self.every_n_epochs:
             return
         # a validation at the end of an epoch is followed by the end itself
-        if dissection.info["step"] != trainer.global_step or moment == (self._last_epoch, self._last_step):
+        if moment == (self._last_epoch, self._last_step):
+            return
+        failed = moment == hnd.failed_at
+        if dissection.info["step"] != trainer.global_step and not failed:
             return
         self._last_epoch, self._last_step = moment
+        if failed:  # who monitors would read the old values
+            for name, found in self.latest.items():
+                _log(pl_module, name, dissection, dict.fromkeys(_values(found), math.nan))
+            return
         data = _Batches(trainer, self._dataloader)
         for layer in dissection:
             with unlogged(pl_module):
@@ -135,10 +146,7 @@ class AblationCallback(Ablates):
                 )
             self.latest[layer.name] = found
             rank_zero_info(str(found))
-            values = {"units": float(len(found.units)), **found.scalars()}
-            for key, value in values.items():
-                name = f"{prefix(layer.name, dissection.rule.name)}/ablation/{self.concept}/{key}"
-                pl_module.log(name, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
+            _log(pl_module, layer.name, dissection, _values(found))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -159,6 +167,17 @@ def _in_precision(trainer: pl.Trainer, predict: Predict, model: Any, batch: Any)
     """Predicts as the Trainer does; what the metric makes of it is not for autocast."""
     with trainer.precision_plugin.forward_context():
         return predict(model, batch)
+
+
+def _values(found: Ablation) -> dict[str, float]:
+    values = {"units": float(len(found.units)), **found.scalars()}
+    return {f"{found.concept}/{key}": value for key, value in values.items()}
+
+
+def _log(pl_module: pl.LightningModule, layer: str, dissection: Dissection, values: dict[str, float]) -> None:
+    for key, value in values.items():
+        name = f"{prefix(layer, dissection.rule.name)}/ablation/{key}"
+        pl_module.log(name, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
 
 
 class _Batches:

@@ -153,6 +153,7 @@ class HNDCallback(Callback):
         baseline: The dissection at start.
         latest: The latest dissection, also of ``trainer.validate`` on its own, which is not one of the run's: the
             timeline and a resumed run know nothing of it.
+        failed_at: Epoch and step of the dissection that failed last, where training goes on without it.
     """
 
     def __init__(
@@ -206,6 +207,7 @@ class HNDCallback(Callback):
         self._forget_model()
         self.baseline: Dissection | None = None
         self.latest: Dissection | None = None
+        self.failed_at: tuple[int, int] | None = None
         self._last_epoch: int | None = None
         self._publisher = Publisher(self._dissector.rules, self._alerts)
         self._started = False
@@ -340,6 +342,8 @@ class HNDCallback(Callback):
             found = self._dissect(trainer, pl_module, at_start=False)
         if tolerate and not trainer.strategy.reduce_boolean_decision(found is not None):
             found = None  # what one process lacks no process has
+        if found is None:
+            self.failed_at = trainer.current_epoch, trainer.global_step
         self.latest = self.latest if found is None else found
         subject = self._subject(trainer, pl_module)
         alarms = self._publisher.publish(subject, found, stopwatch, keys=self._keys(), tolerate=tolerate)
