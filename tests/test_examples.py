@@ -57,3 +57,10 @@ def test_controlled_experiment(tmp_path: Path, name: str, strengths: list[str], 
     assert row.count("|") == columns + 1
     with Image.open(tmp_path / "shown" / "emergence.png") as image:
         assert image.width > 300
+
+
+def test_too_few_faces_to_tell_the_cue_are_refused_by_name() -> None:
+    program = [sys.executable, EXAMPLES / "bias" / "glasses.py", "--shown", "100"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "100 faces are too few to tell what Eyeglasses does: show more (--shown)" in done.stderr

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hnd import Dissection, FaceDictionary, HNDCallback, RenderedFaces
 from lightning_hnd.concepts import PAPER
+from lightning_hnd.measuring.bias import image_sets
 from lightning_hnd.rendering.parameters import TRAITS
 from lightning_hnd.report import history
 
@@ -159,9 +160,19 @@ class Experiment:
 
     @cached_property
     def dictionary(self) -> FaceDictionary:
-        """Faces to dissect with, in which task and cue are independent."""
+        """Faces to dissect with, in which task and cue are independent.
+
+        Raises:
+            ValueError: If they are too few to tell what the task or the cue does.
+        """
         size = round(NEARER * NEAR_SIZE) if self.near else SIZE  # in which faces are as large as in what is learnt from
-        return FaceDictionary.rendered(size, images=self.shown)
+        faces = FaceDictionary.rendered(size, images=self.shown)
+        for label in (self.task, self.cue):
+            position = faces.ontology.labels.index(label)
+            of_label = (s.shown.contrast[:, s.label == position] for s in image_sets(faces.annotations))
+            if not any(contrast.numel() and bool(contrast.isfinite().all()) for contrast in of_label):
+                raise ValueError(f"{self.shown} faces are too few to tell what {label} does: show more (--shown)")
+        return faces
 
     def train(
         self, p: float, seed: int, epochs: int | None = None, logs: str | Path | None = None

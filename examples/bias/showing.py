@@ -34,6 +34,10 @@ def main(experiment: Experiment, text: str) -> None:
     parser.add_argument("--out", type=Path, default=Path(f"bias-{experiment.name.replace('_', '-')}"))
     args = parser.parse_args()
     experiment = replace(experiment, faces=args.faces, shown=args.shown)
+    try:
+        _ = experiment.dictionary
+    except ValueError as error:
+        parser.error(str(error))
     runs = []
     for seed in range(args.seeds):
         for p in args.strengths:
