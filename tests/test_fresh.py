@@ -143,6 +143,29 @@ def test_the_key_tells_whether_batch_norms_have_seen_images() -> None:
     assert FreshWeights((1,)).key(model, faces, ["4"], Showing()) != before
 
 
+def narrow(width: int, bias: bool = True, of: Callable[..., nn.Module] = nn.Identity) -> nn.Module:
+    return nn.Sequential(of(), nn.Conv2d(3, width, 4, 4, bias=bias))
+
+
+def test_the_key_tells_partial_functions_of_other_arguments_apart() -> None:
+    faces, model = random_dictionary(images=30), network()
+
+    def key(factory: Callable[[], nn.Module]) -> str:
+        return FreshWeights((1,), factory).key(model, faces, ["4"], Showing())
+
+    makers = [
+        partial(narrow, 4),
+        partial(narrow, 5),
+        partial(narrow, 4, bias=False),
+        partial(narrow, 4, of=nn.ReLU),
+        partial(narrow, 4, of=partial(nn.ReLU, True)),
+        partial(network),
+        network,
+    ]
+    assert len({key(maker) for maker in makers}) == len(makers)
+    assert key(partial(narrow, bias=False, width=4)) == key(partial(partial(narrow, width=4), bias=False))
+
+
 def test_a_factory_is_used() -> None:
     made = []
 

@@ -79,12 +79,23 @@ class FreshWeights:
         return None
 
     def key(self, model: nn.Module, dictionary: FaceDictionary, layers: Sequence[str], showing: Showing) -> str:
-        """A digest of all that their null hypothesis depends on: weights that a model has learnt are not in it."""
+        """A digest of all that their null hypothesis depends on: weights that a model has learnt are not in it.
+
+        Functions are known by their names, partial ones by their arguments, too.
+        """
         shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in model.state_dict().items()]
-        makers = [getattr(f, "__qualname__", type(f).__qualname__) for f in (self.factory, showing.forward_fn)]
+        makers = [_named(f) for f in (self.factory, showing.forward_fn)]
         unseen = sorted(_unseen_batch_norms(model))
         parts = (repr(model), shapes, unseen, dictionary.fingerprint, tuple(layers), self.seeds, makers, showing.grid)
         return hashlib.sha256(repr((_NULL, *parts)).encode()).hexdigest()[:32]
+
+
+def _named(value: object) -> object:
+    """What tells a function from others, in another process, too."""
+    if isinstance(value, partial):
+        keywords = ((name, _named(given)) for name, given in sorted(value.keywords.items()))
+        return (*map(_named, (value.func, *value.args)), *keywords)
+    return getattr(value, "__qualname__", None) or repr(value)
 
 
 def fresh_null(
