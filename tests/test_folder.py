@@ -178,7 +178,7 @@ def break_outside(root: Path) -> None:
         (break_unknown_concept, ValueError, r"line 2: the ontology has no local concept 'Smilling'.*Smiling"),
         (break_wrong_table, ValueError, r"line 4: 'nose' is of kind 'part'.*list it in Parts.csv"),
         (break_picture, ValueError, r"000002/original.png cannot be read as a picture"),
-        (break_everything_away, ValueError, r"visual_dictionary is empty: none of .*Attributes.csv"),
+        (break_everything_away, ValueError, r"visual_dictionary is empty: no table lists an image \(.*Attributes.csv"),
         (break_group, ValueError, r"Man is a group that global concept 'gender' lacks \(it has: Male, Female\)"),
         (break_global_concept, ValueError, r"Mood is a global concept that the ontology lacks \(it has: age"),
         (break_columns, ValueError, r"Parts.csv has no column 'image'; its columns are: picture, labels"),
@@ -192,6 +192,21 @@ def test_damage_is_named(folder: Path, damage, error: type[Exception], message: 
     damage(folder)
     with pytest.raises(error, match=message):
         FaceDictionary.from_folder(folder, size=8)
+
+
+@pytest.mark.parametrize(
+    ("ontology", "message"),
+    [
+        (Ontology(PAPER.local[:1], ()), r"no table lists an image \(Action_Units.csv\)$"),
+        (Ontology((), PAPER.global_[:2]), r"no folder holds a picture \(.*/age/<group>/, .*/gender/<group>/\)$"),
+        (Ontology((), ()), "the ontology has no concept to look for$"),
+    ],
+)
+def test_an_empty_folder_is_told_where_its_concepts_were_looked_for(
+    tmp_path: Path, ontology: Ontology, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f" is empty: {message}"):
+        FaceDictionary.from_folder(tmp_path, size=8, ontology=ontology)
 
 
 @pytest.mark.parametrize(

@@ -160,12 +160,14 @@ def list_folder(files: Files, ontology: Ontology, report: Report) -> Listing:
         else:
             entries[entry.name, entry.group] = entry
     if not entries:
-        tables = ", ".join(table_of(kind) for kind in ontology.kinds)
-        what = (
-            f"the Face Dictionary {files.root} is empty: none of {tables} lists an image, and {GLOBAL_FOLDER}/ holds "
-            "none"
-        )
-        report(Finding(Flaw.NOTHING, ".", what))
+        nowhere = []
+        if ontology.local:
+            nowhere.append(f"no table lists an image ({', '.join(map(table_of, ontology.kinds))})")
+        if ontology.global_:
+            folders = ", ".join(f"{GLOBAL_FOLDER}/{concept.name}/<group>/" for concept in ontology.global_)
+            nowhere.append(f"no folder holds a picture ({folders})")
+        what = " and ".join(nowhere) or "the ontology has no concept to look for"
+        report(Finding(Flaw.NOTHING, ".", f"the Face Dictionary {files.root} is empty: {what}"))
     known = _labels(files, report)
     labels = tuple(known.get(entry.name, {}) for entry in entries.values())
     try:
