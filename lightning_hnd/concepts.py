@@ -6,13 +6,14 @@ Ostadabbas, IJCV 2022); another one is another :class:`Ontology`, no code.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from lightning_hnd.instead import instead
 
 MARGIN_OF_TWO, MARGIN = 1.1, 1.2
 """Times chance that a group's probability must exceed, of two groups and of any other number (Stage I.4)."""
@@ -141,8 +142,7 @@ class Ontology:
         found = [i for i, label in enumerate(self.labels) if label == name or label.startswith(f"{name}/")]
         if not found:
             known = [*(concept.name for concept in self.global_), *self.labels]
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-            raise ValueError(f"there is no concept or group {name!r}; did you mean one of {', '.join(near)}?")
+            raise ValueError(f"there is no concept or group {name!r}; {instead(name, known)}")
         return found
 
     def concept_index(self, name: str) -> int:
@@ -165,8 +165,7 @@ class Ontology:
     def _index(name: str, names: list[str], what: str) -> int:
         if name in names:
             return names.index(name)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
-        raise KeyError(f"the ontology has no {what} {name!r}; did you mean one of {', '.join(near)}?")
+        raise KeyError(f"the ontology has no {what} {name!r}; {instead(name, names)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: lists, dicts, strings and numbers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_hnd.concepts import Ontology
+from lightning_hnd.instead import instead
 from lightning_hnd.layer_dissection import Array, LayerDissection
 from lightning_hnd.rules import Rule
 from lightning_hnd.whole_files import whole_file
@@ -102,8 +102,7 @@ class Dissection:
 
     def __getitem__(self, layer: str) -> LayerDissection:
         if layer not in self.layers:
-            near = difflib.get_close_matches(layer, self.layers, n=3, cutoff=0.3) or list(self.layers)
-            raise KeyError(f"no layer {layer!r} was dissected; there is {', '.join(near)}")
+            raise KeyError(f"no layer {layer!r} was dissected; {instead(layer, self.layers)}")
         return self.layers[layer]
 
     def __iter__(self) -> Iterator[LayerDissection]:

@@ -12,6 +12,7 @@ import lightning_hnd
 
 ROOT = Path(lightning_hnd.__file__).parent
 FLOORS = [  # each stands on those above it in this list, or on its like
+    {"instead"},
     {"concepts", "rules", "whole_files", "in_threads"},
     {"functional"},
     {"layer_dissection", "rendering"},

@@ -42,7 +42,7 @@ def test_plain_data_and_back() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(KeyError, match="no local concept 'Smilling'; did you mean one of Smiling"):
+    with pytest.raises(KeyError, match="no local concept 'Smilling'; did you mean Smiling"):
         PAPER.concept_index("Smilling")
     with pytest.raises(KeyError, match="no global concept 'mood'"):
         PAPER.global_index("mood")

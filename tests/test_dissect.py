@@ -110,12 +110,12 @@ def test_several_layers_by_name_and_glob(model, dictionary) -> None:
     assert len(dissection["layer1.0.conv1"].units) == 6
 
 
-def test_an_unknown_layer_lists_those_that_exist(model, dictionary) -> None:
-    with pytest.raises(
-        ValueError, match=r"no layer matches 'layer5' \(nearest: layer1, .*\); this model has: stem, layer1"
-    ):
+def test_an_unknown_layer_names_the_nearest_or_lists_those_that_exist(model, dictionary) -> None:
+    with pytest.raises(ValueError, match=r"no layer matches 'layer5'; did you mean layer1"):
         dissect(model, dictionary, "layer5")
-    with pytest.raises(KeyError, match="no layer 'stemm' was dissected; there is stem"):
+    with pytest.raises(ValueError, match=r"no layer matches '7'; there are stem, layer1"):
+        dissect(model, dictionary, "7")
+    with pytest.raises(KeyError, match="no layer 'stemm' was dissected; did you mean stem"):
         dissect(model, dictionary, "stem")["stemm"]
 
 

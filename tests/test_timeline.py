@@ -225,7 +225,7 @@ def test_each_pair_that_a_name_stands_for_is_judged_for_itself() -> None:
         ({"concept": "Eyeglasses"}, "must be a global one; known are age"),
         (
             {"concept": "gendre", "cue": "Eyeglasses"},
-            "no concept or group 'gendre'; did you mean one of gender, gender/Male",
+            "no concept or group 'gendre'; did you mean gender, gender/Male",
         ),
         ({"concept": "gender", "cue": "gender/Male"}, "of which it is a part"),
     ],

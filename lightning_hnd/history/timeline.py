@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.functional.defence import LEVEL
+from lightning_hnd.instead import instead
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.rules import Rule
 
@@ -297,7 +298,7 @@ class Timeline:
 
     def __getitem__(self, layer: str) -> LayerTimeline:
         if layer not in self.layers:
-            raise KeyError(f"no layer {layer!r} was dissected; there is {', '.join(self.layers)}")
+            raise KeyError(f"no layer {layer!r} was dissected; {instead(layer, self.layers)}")
         return self.layers[layer]
 
     def __iter__(self) -> Iterator[LayerTimeline]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.concepts import PAPER
+from lightning_hnd.instead import instead
 
 LOCAL = tuple(c.name for c in PAPER.local if c.kind != "part")
 """The local concepts that a face may have or lack; the parts it always has."""
@@ -61,7 +61,7 @@ class LabelModel:
             ValueError: If a name is unknown, a probability or correlation out of range, or the correlations are
                 out of reach for these probabilities or contradict each other.
         """
-        _require_known(probabilities)
+        require_known(probabilities)
         cuts = {name: _cuts(name, probabilities) for name in LABELS}
         for name in FACIAL_HAIR:
             cuts[name] = _cuts_among_bearded(name, float(cuts[name]), float(cuts["No_Beard"]))
@@ -83,12 +83,11 @@ def _without(name: str, label: Tensor, no_beard: Tensor) -> Tensor:
     return label * (1 - no_beard) if name in FACIAL_HAIR else label
 
 
-def _require_known(names: Iterable[str]) -> None:
+def require_known(names: Iterable[str]) -> None:
+    """Refuses names of which rendered faces have no label."""
     for name in names:
         if name not in LABELS:
-            near = difflib.get_close_matches(name, LABELS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"rendered faces have no label {name!r}; {hint}there are {', '.join(LABELS)}")
+            raise ValueError(f"rendered faces have no label {name!r}; {instead(name, LABELS)}")
 
 
 def _cuts(name: str, probabilities: Mapping[str, float | Sequence[float]]) -> Tensor:
@@ -121,7 +120,7 @@ def _factor(cuts: Mapping[str, Tensor], correlations: Mapping[tuple[str, str], f
     latent = torch.eye(len(LABELS), dtype=torch.float64)
     # No_Beard first: what it excludes inherits its correlations
     for pair in sorted(correlations, key=lambda pair: "No_Beard" not in pair):
-        _require_known(pair)
+        require_known(pair)
         first, second = (LABELS.index(name) for name in pair)
         if first == second:
             raise ValueError(f"a correlation is of two labels, got {pair[0]!r} twice")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_hnd.concepts import PAPER
 from lightning_hnd.rendering.drawing import Pose
-from lightning_hnd.rendering.labels import FACIAL_HAIR, GLOBAL, LABELS, LOCAL, LabelModel
+from lightning_hnd.rendering.labels import FACIAL_HAIR, GLOBAL, LOCAL, LabelModel, require_known
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -137,9 +137,8 @@ class FaceParameters:
             ValueError: If a name is unknown or a value does not fit, or if ``No_Beard=True`` comes with facial hair.
         """
         switches, group = self.switches.clone(), self.group.clone()
+        require_known(changes)
         for name in sorted(changes, key=lambda name: name != "No_Beard"):
-            if name not in LABELS:
-                raise ValueError(f"rendered faces have no label {name!r}; there are {', '.join(LABELS)}")
             if name in GLOBAL:
                 group[:, list(GLOBAL).index(name)] = self._group_values(name, changes[name])
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_hnd.instead import instead
 
 Grid = tuple[int, int]
 
@@ -50,17 +51,15 @@ def resolve_layers(model: nn.Module, layers: str | Sequence[str]) -> tuple[str, 
 
     Raises:
         TypeError: If one of them is no text.
-        ValueError: If there is none, or one of them matches nothing, with the names that exist.
+        ValueError: If there is none, or one of them matches nothing, with the nearest names.
     """
     known = named_layers(model)
     chosen: set[str] = set()
     for pattern in as_patterns(layers):
         found = [pattern] if pattern in known else fnmatch.filter(known, pattern)
         if not found:
-            near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.6)
-            hint = f" (nearest: {', '.join(near)})" if near else ""
-            listed = list(known) if len(known) <= 60 else [*[n for n in known if n.count(".") < 2][:60], "..."]
-            raise ValueError(f"no layer matches {pattern!r}{hint}; this model has: {', '.join(listed)}")
+            outermost_first = sorted(known, key=lambda name: name.count("."))
+            raise ValueError(f"no layer matches {pattern!r}; {instead(pattern, outermost_first)}")
         chosen.update(found)
     return tuple(name for name in known if name in chosen)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -10,6 +9,8 @@ from typing import Literal, NamedTuple
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_hnd.instead import instead
 
 When = Literal["validation", "epoch", "batch", "step"]
 
@@ -205,9 +206,8 @@ def refuse_unknown(trainer: pl.Trainer, known: Sequence[str]) -> None:
         if _ABLATION in monitor:
             _refuse_unmeasured(trainer, who, monitor, known)
         elif monitor not in known:
-            near = difflib.get_close_matches(monitor, known, n=3) or known[:3]
             raise ValueError(
-                f"{who} monitors {monitor!r}, which HNDCallback does not log; did you mean {', '.join(near)}?"
+                f"{who} monitors {monitor!r}, which HNDCallback does not log; {instead(monitor, known, most=5)}"
             )
 
 
