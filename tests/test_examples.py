@@ -59,8 +59,19 @@ def test_controlled_experiment(tmp_path: Path, name: str, strengths: list[str], 
         assert image.width > 300
 
 
-def test_too_few_faces_to_tell_the_cue_are_refused_by_name() -> None:
-    program = [sys.executable, EXAMPLES / "bias" / "glasses.py", "--shown", "100"]
+@pytest.mark.parametrize("name", ["glasses", "ablation"])
+def test_too_few_faces_to_tell_the_cue_are_refused_by_name(name: str) -> None:
+    program = [sys.executable, EXAMPLES / "bias" / f"{name}.py", "--shown", "100"]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "100 faces are too few to tell what Eyeglasses does: show more (--shown)" in done.stderr
+
+
+def test_ablation_of_a_cue() -> None:
+    program = [sys.executable, EXAMPLES / "bias" / "ablation.py", "--experiment", "age", "--strengths", "1"]
+    options = ["--seeds", "1", "--epochs", "1", "--faces", "200", "--shown", "300"]
+    done = subprocess.run([*program, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "without its units of age" in done.stdout
+    (row,) = (line for line in done.stdout.splitlines() if "1 of 1" in line)
+    assert row.count(" -> ") == 3  # of both sides and the gap

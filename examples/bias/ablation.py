@@ -18,6 +18,7 @@ import torch
 from experiment import EXPERIMENTS, LAYER, Experiment, scaled
 from rich.console import Console
 from rich.table import Table
+from showing import add_sizes, sized
 from torch import Tensor
 from torchmetrics.classification import BinaryAccuracy
 
@@ -58,9 +59,10 @@ def main() -> None:
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 0.9, 1.0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=5000, help="the first seed")
+    add_sizes(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    experiment = EXPERIMENTS[args.experiment]
+    experiment = sized(EXPERIMENTS[args.experiment], args, parser)
     without = f"without its units of {experiment.concept} (without random ones)"
     table = Table(title=f"accuracy and gap, whole network -> {without}")
     columns = ("strength", "networks", "units off", "with the bias", "against it", "gap", "beyond all random")

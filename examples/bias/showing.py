@@ -28,25 +28,37 @@ def main(experiment: Experiment, text: str) -> None:
     parser = argparse.ArgumentParser(description=text.split("\n")[0])
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 0.7, 0.9, 1.0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=experiment.epochs)
-    parser.add_argument("--faces", type=int, default=experiment.faces, help="that a network learns from")
-    parser.add_argument("--shown", type=int, default=experiment.shown, help="faces of the dictionary")
     parser.add_argument("--out", type=Path, default=Path(f"bias-{experiment.name.replace('_', '-')}"))
+    add_sizes(parser)
     args = parser.parse_args()
-    experiment = replace(experiment, faces=args.faces, shown=args.shown)
-    try:
-        _ = experiment.dictionary
-    except ValueError as error:
-        parser.error(str(error))
+    experiment = sized(experiment, args, parser)
     runs = []
     for seed in range(args.seeds):
         for p in args.strengths:
-            runs.append(experiment.train(p, seed, args.epochs)[1])
+            runs.append(experiment.train(p, seed)[1])
             print(f"p = {p}, seed {seed}: index {runs[-1].index[-1]:+.2f}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     print("\n" + table(runs))
     draw(runs, experiment).savefig(args.out / "emergence.png", dpi=150)
     print(f"\nPicture: {args.out / 'emergence.png'}")
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Adds options for what is large in an experiment."""
+    parser.add_argument("--epochs", type=int, help="how often a network sees each face")
+    parser.add_argument("--faces", type=int, help="that a network learns from")
+    parser.add_argument("--shown", type=int, help="faces of the dictionary")
+
+
+def sized(experiment: Experiment, args: argparse.Namespace, parser: argparse.ArgumentParser) -> Experiment:
+    """The experiment of the sizes that were asked for; the program ends here if they are too small."""
+    sizes = {name: getattr(args, name) for name in ("epochs", "faces", "shown")}
+    experiment = replace(experiment, **{name: size for name, size in sizes.items() if size is not None})
+    try:
+        _ = experiment.dictionary
+    except ValueError as error:
+        parser.error(str(error))
+    return experiment
 
 
 def by_strength(runs: Sequence[Run]) -> dict[float, list[Run]]:
