@@ -71,6 +71,31 @@ def test_half_precision_that_lightning_does_not_give_on_the_cpu_is_no_trouble(tm
     assert callback.latest is not None
 
 
+class Mixed(nn.Module):
+    """Its first weights are of another type than those that images meet."""
+
+    def __init__(self, first: torch.dtype, others: torch.dtype) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 3).to(first), requires_grad=False)
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.ReLU()).to(others)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.net(images)
+        return maps
+
+
+@pytest.mark.parametrize("others", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("first", [torch.float32, torch.float64, torch.bfloat16, torch.int8])
+def test_images_are_of_the_type_of_the_weights_that_they_meet(first: torch.dtype, others: torch.dtype) -> None:
+    faces, seen = random_dictionary(images=40), set[torch.dtype]()
+    model = Mixed(first, others)
+    found = dissect(model, faces, "net.1", level=None, forward_fn=lambda m, x: seen.add(x.dtype) or m(x))
+    assert seen == {others}
+    alike = dissect(Mixed(others, others), faces, "net.1", level=None)
+    assert found["net.1"] == alike["net.1"]
+
+
 def same_statistics(found: Dissection, expected: Dissection) -> None:
     for name, value in expected["0"].statistics.items():
         np.testing.assert_array_equal(np.asarray(found["0"].statistics[name]), np.asarray(value), err_msg=name)

@@ -123,12 +123,12 @@ class Showing:
         return {name: maps[0] if len(maps) == 1 else torch.cat(maps) for name, maps in found.items()}
 
     def forward(self, model: nn.Module, images: Tensor) -> None:
-        """One forward pass, on images of the type of the model's weights; an exception says on what.
+        """One forward pass, on images of :func:`image_type`; an exception says on what.
 
         Raises:
             RuntimeError: If it fails.
         """
-        images = images.to(next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype))
+        images = images.to(image_type(model))
         try:
             with self.context():
                 if self.forward_fn is not None:
@@ -139,9 +139,19 @@ class Showing:
             raise
         except Exception as error:
             raise RuntimeError(
-                f"{type(model).__name__} failed on dictionary images {list(images.shape)}: {error}. They must have the "
-                "size and channels that the model takes; if its forward takes more than images, give forward_fn="
+                f"{type(model).__name__} failed on dictionary images {list(images.shape)} of {images.dtype}: {error}. "
+                "They must have the size and channels that the model takes; if its forward takes more than images, or "
+                "another type, give forward_fn="
             ) from error
+
+
+def image_type(model: nn.Module) -> torch.dtype:
+    """Of the weights that images meet: those of its first convolution, without one its first ones, else float32."""
+    weights: list[Tensor] = [weight for weight in model.parameters() if weight.is_floating_point()]
+    if not weights:  # frozen into buffers
+        weights = [weight for weight in model.buffers() if weight.is_floating_point()]
+    convolutions = [weight for weight in weights if weight.ndim == 4]
+    return next((weight.dtype for weight in convolutions or weights), torch.float32)
 
 
 def counting_device(model: nn.Module) -> torch.device:
