@@ -19,7 +19,7 @@ LEVEL = 0.05
 """False discovery rate."""
 
 WORTH_ASKING = 0.05
-"""The p-value of an association above which nobody asks whether it has a place."""
+"""The p-value of an association above which nobody asks whether it has a place, and of either whether it is learnt."""
 
 
 NULL = frozenset(f"{name}_{number}" for name in ("mode", "associated", "placed") for number in ("mean", "spread")) | {
@@ -147,7 +147,7 @@ def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict
     best = []
     for i, fold in enumerate(folds):
         others = _moments([*folds[:i], *folds[i + 1 :]])
-        best.append(_excess(effects(fold, others), others))
+        best.append(_excess(fold, others))
     excess, concepts = torch.cat(best), first["placed_z"].shape[1]
     nothing = excess.new_full((len(excess), 1), -torch.inf)
     return {
@@ -158,7 +158,9 @@ def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict
 
 
 _UNITS_FIRST = (
+    "associated_z",
     "placed_z",
+    "group_z",
     "placed_effect",
     "placed_correlation",
     "associated_effect",
@@ -191,8 +193,14 @@ def _mean_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (values - mean).square().nanmean(0).sqrt()
 
 
-def _excess(effect: Tensor, null: Mapping[str, Tensor]) -> Tensor:
-    return torch.nan_to_num((effect - null["mean"]) / null["spread"].clamp(min=1e-9), nan=-torch.inf)
+def _excess(evidence: Mapping[str, Tensor], null: Mapping[str, Tensor]) -> Tensor:
+    """Effects in spreads from their mean over fresh weights; ``-inf`` where nobody would ask."""
+    excess = (effects(evidence, null) - null["mean"]) / null["spread"].clamp(min=1e-9)
+    p = upper_tail(torch.stack([evidence["associated_z"], evidence["placed_z"]]))
+    seems = torch.cat(
+        [(p.isnan() | (p <= WORTH_ASKING)).all(0), upper_tail(evidence["group_z"]) <= WORTH_ASKING], dim=1
+    )
+    return torch.nan_to_num(excess, nan=-torch.inf).masked_fill_(~seems, -torch.inf)
 
 
 def beyond_fresh(
@@ -200,12 +208,14 @@ def beyond_fresh(
 ) -> tuple[Tensor, Tensor]:
     """Which pairs exceed what fresh weights do: ``[U, C]`` and ``[U, G]`` bool.
 
-    The effect of each pair, counted in the spreads that fresh weights give to it, is compared with the largest one that
-    units with fresh weights reach over all concepts (all groups). Units are selected by Benjamini and Hochberg's
-    procedure; of a selected unit those concepts are learnt that pass the same bar by themselves, so that within a unit
-    no concept is claimed falsely but with the probability of the unit's own test (Westfall and Young 1993).
+    Asked are pairs that seem to be there, by :data:`WORTH_ASKING` in all that applies, of the model and of fresh
+    weights alike: what a unit does at concepts that it is not on says nothing of one that it is on. The effect of
+    each pair, counted in the spreads that fresh weights give to it, is compared with the largest one that units with
+    fresh weights reach over all concepts (all groups). Units are selected by Benjamini and Hochberg's procedure; of a
+    selected unit those concepts are learnt that pass the same bar by themselves, so that within a unit no concept is
+    claimed falsely but with the probability of the unit's own test (Westfall and Young 1993).
     """
-    excess, concepts = _excess(effects(evidence, fresh), fresh), evidence["placed_z"].shape[1]
+    excess, concepts = _excess(evidence, fresh), evidence["placed_z"].shape[1]
     return (
         _maximum_test(excess[:, :concepts], live, fresh["best_concept"], level),
         _maximum_test(excess[:, concepts:], live, fresh["best_group"], level),
