@@ -86,7 +86,7 @@ def partial_rank_test(response: Tensor, label: Tensor, others: Tensor, least: fl
         >>> response = torch.stack([torch.arange(40.0), torch.arange(40.0) + 100 * smiling], dim=1)
         >>> test = partial_rank_test(response, smiling, torch.zeros(40, 0, dtype=torch.bool))
         >>> [round(z, 1) for z in test.z.tolist()], [round(auc, 2) for auc in test.auc.tolist()]
-        ([-0.4, 5.3], [0.47, 1.0])
+        ([-0.4, 5.2], [0.47, 1.0])
     """
     return Contrast.of(label, others).of_ranks(*ranks_and_step(response.t()), least)
 
