@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.evidence.evidence import GRID
+from lightning_hnd.evidence.evidence import GRID, label_and_others
 from lightning_hnd.evidence.places import Places, beside_mean
 from lightning_hnd.functional.bootstrap import means, percentile_interval, placed_effects, rank_effects, resampled
 from lightning_hnd.functional.host import averaged
@@ -160,15 +159,11 @@ class _Seen:
         """Each effect that applies to a concept, ``[1 + R, pairs]``: first over all images, then in each replicate."""
         images = torch.cat(self._images)
         numbers = torch.cat(self._numbers)[:, self._concept == c]
-        ontology, source = self._faces.ontology, self._faces.source[images]
-        of_source = source == ontology.concept_kind[c]
-        carried = self._mask[images[of_source]] >= 0
-        akin = [o for o, kind in enumerate(ontology.concept_kind) if kind == ontology.concept_kind[c] and o != c]
-        told = other_labels(self._faces.known[images[of_source]], self._faces.ontology)
-        others = torch.cat([carried[:, [o for o in akin if bool(carried[:, o].any())]], told], dim=1)
-        if bool(Contrast.of(carried[:, c], others).left.any()):
-            counts = _with_all(int(of_source.sum()), replicates, seed)
-            ranked = rank_effects(numbers[of_source, :, 0], carried[:, c], others, counts)
+        label, others = label_and_others(self._faces, c)
+        if bool(Contrast.of(label, others).left.any()):
+            of_source = self._faces.source[images] == self._faces.ontology.concept_kind[c]
+            counts = _with_all(len(label), replicates, seed)
+            ranked = rank_effects(numbers[of_source, :, 0], label, others, counts)
             yield "associated_effect", ranked.effect
             yield "associated_auc", ranked.auc
         own = self._mask[images, c]

@@ -221,10 +221,21 @@ class _Kind:
         images, count = (faces.source == kind).nonzero().flatten(), faces.images_per_concept
         concepts = [c for c, k in enumerate(faces.ontology.concept_kind) if k == kind and count[c]]
         absent = [c for c in concepts if LEAST_IMAGES <= count[c] <= len(images) - LEAST_IMAGES]
-        carried, groups = faces.carried[images], other_labels(faces.known[images], faces.ontology)
-        others = [torch.cat([carried[:, [o for o in concepts if o != c]], groups], dim=1) for c in absent]
-        tests = [(c, Contrast.of(carried[:, c], fixed)) for c, fixed in zip(absent, others, strict=True)]
+        tests = [(c, Contrast.of(*label_and_others(faces, c))) for c in absent]
         return cls(kind, images, concepts, absent, tests)
+
+
+def label_and_others(faces: FaceDictionary, concept: int) -> tuple[Tensor, Tensor]:
+    """Which images of its source carry a local concept ``[n]``, and what is held fixed when that is asked ``[n, L]``.
+
+    That is the other concepts of the source that have masks, and the groups that ``labels.csv`` tells of its images.
+    """
+    kinds = faces.ontology.concept_kind
+    images = (faces.source == kinds[concept]).nonzero().flatten()
+    beside = [o for o, k in enumerate(kinds) if k == kinds[concept] and o != concept and faces.images_per_concept[o]]
+    carried = faces.carried[images]
+    others = [carried[:, beside], other_labels(faces.known[images], faces.ontology)]
+    return carried[:, concept], torch.cat(others, dim=1)
 
 
 class _Seen:
