@@ -163,6 +163,8 @@ def test_the_key_tells_partial_functions_of_other_arguments_apart() -> None:
         network,
     ]
     assert len({key(maker) for maker in makers}) == len(makers)
+    nameless = [partial(narrow, 4, True, object()) for _ in range(2)]  # nor do their addresses tell, in another process
+    assert key(nameless[0]) == key(nameless[1])
     assert key(partial(narrow, bias=False, width=4)) == key(partial(partial(narrow, width=4), bias=False))
 
 

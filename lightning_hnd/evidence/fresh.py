@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -91,11 +92,11 @@ class FreshWeights:
 
 
 def _named(value: object) -> object:
-    """What tells a function from others, in another process, too."""
+    """What tells a function from others, and is the same in every process: of objects that say no more, the type."""
     if isinstance(value, partial):
         keywords = ((name, _named(given)) for name, given in sorted(value.keywords.items()))
         return (*map(_named, (value.func, *value.args)), *keywords)
-    return getattr(value, "__qualname__", None) or repr(value)
+    return getattr(value, "__qualname__", None) or re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def fresh_null(
