@@ -223,7 +223,8 @@ def test_a_unit_on_a_group_is_no_detector_of_what_goes_with_it_where_labels_tell
     assert known["associated_z"][0, c] < 3
     assert known["associated_z"][1, c] > 6
     place = Places.of(faces, (8, 8)).usual[c].view(8, 8)
-    response = torch.einsum("nuhw,hw->nu", maps - maps.mean((2, 3), keepdim=True), place)
+    beside = maps - maps.mean((2, 3), keepdim=True)
+    response = torch.einsum("nuhw,hw->nu", beside * beside.abs(), place) / beside.square().sum((2, 3)).sqrt()
     oracle = partial_rank_test(response, smiling, female[:, None])
     assert torch.allclose(known["associated_z"][:, c], oracle.z, atol=1e-2)
     assert torch.allclose(known["associated_effect"][:, c], oracle.effect, atol=1e-3)
@@ -239,6 +240,26 @@ def test_what_a_unit_does_over_the_whole_face_is_no_association_and_hides_none()
     z = found["associated_z"][:, PAPER.concept_index("Smiling")]
     assert (z[:2].abs() < 3).all()
     assert z[2] > 6
+
+
+def test_at_a_place_that_is_spread_out_a_few_strong_cells_are_an_association() -> None:
+    """The mean over a place of which most is empty in any one face would notice them less."""
+    generator = torch.Generator().manual_seed(12)
+    corner = torch.randint(2, 11, (240, 2), generator=generator)
+    row, column = torch.arange(16)[None, :, None], torch.arange(16)[None, None, :]
+    inside = ((row - corner[:, :1, None]) // 2 == 0) & ((column - corner[:, 1:, None]) // 2 == 0)
+    faces, _, smiling = squares()
+    faces = replace(faces, masks=PackedMasks.pack(inside[smiling]))
+    maps = torch.randn(240, 40, 16, 16, generator=generator)
+    maps[:, 20:] += 2 * (inside & smiling[:, None, None])[:, None]
+    c = PAPER.concept_index("Smiling")
+    z = gather(faces, maps)["associated_z"][:, c]
+    mean = torch.einsum(
+        "nuhw,hw->nu", maps - maps.mean((2, 3), keepdim=True), Places.of(faces, (16, 16)).usual[c].view(16, 16)
+    )
+    plain = partial_rank_test(mean, smiling, torch.zeros(240, 0, dtype=torch.bool)).z
+    assert z[20:].mean() > plain[20:].mean() + 1
+    assert z[:20].abs().amax() < 3.5
 
 
 def test_of_maps_that_do_not_vary_rounding_leaves_nothing() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.evidence.evidence import GRID, label_and_others
-from lightning_hnd.evidence.places import Places, beside_mean
+from lightning_hnd.evidence.places import Places, beside_mean, emphasised
 from lightning_hnd.functional.bootstrap import means, percentile_interval, placed_effects, rank_effects, resampled
 from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.significance import Contrast
@@ -148,7 +148,7 @@ class _Seen:
         own = averaged(own, cells).flatten(2)  # [b, P, cells]
         own, scale = beside_mean(own)
         scaled = own * scale.unsqueeze(2)
-        response = torch.einsum("bpq,pq->bp", own, places.usual[self._concept])
+        response = torch.einsum("bpq,pq->bp", emphasised(own, scale), places.usual[self._concept])
         shape = places.shape[self._mask[images][:, self._concept]]  # of the last mask where there is none: never read
         agreement = (shape * scaled).sum(2)
         modes = torch.einsum("bpq,pkq->bpk", scaled, places.modes[self._concept])

@@ -12,7 +12,7 @@ from torch.nn import functional
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.evidence.groups import GroupEvidence
-from lightning_hnd.evidence.places import MODES, Places, beside_mean
+from lightning_hnd.evidence.places import MODES, Places, beside_mean, emphasised
 from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.labels import LEAST_IMAGES
 from lightning_hnd.functional.ranks import ranks_and_step
@@ -88,7 +88,8 @@ class Evidence:
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             rows = (batch.source == kind.number).nonzero().flatten()
             if kind.concepts and len(rows):
-                shown = places.usual[kind.absent].to(flat) @ _some(flat, rows).transpose(1, 2)  # [b, A, U]
+                strong = emphasised(_some(flat, rows), _some(scale, rows))
+                shown = places.usual[kind.absent].to(flat) @ strong.transpose(1, 2)  # [b, A, U]
                 seen.append(shown.permute(2, 1, 0).flatten(0, 1), batch.index[rows])
         if len(batch.mask_image):
             self._update_masks(flat, scale, places, batch)

@@ -90,6 +90,21 @@ def beside_mean(flat: Tensor) -> tuple[Tensor, Tensor]:
     return beside, torch.where(varies, 1 / norm, 0.0)
 
 
+def emphasised(beside: Tensor, scale: Tensor) -> Tensor:
+    """Cells, each counted by how much it stands out in its map: squares with their signs, divided by the map's norm.
+
+    A usual place that is spread out, as it is where faces are not aligned, is mostly empty in any one face. Where a
+    unit is on the concept a few cells of it stand out.
+
+    Args:
+        beside: ``[..., P]``, as :func:`beside_mean` returns it.
+        scale: ``[...]``, likewise.
+    """
+    if beside.shape[-1] == 1:
+        return beside
+    return (beside * scale.unsqueeze(-1)).abs_().mul_(beside)  # in this order: squares may be too large, or too small
+
+
 def _standardised(values: Tensor) -> Tensor:
     """With mean 0 and norm 1 over the last dimension; 0 where constant."""
     centred = values - values.mean(-1, keepdim=True)
