@@ -126,8 +126,10 @@ class Evidence:
 
             - ``associated_z``, ``associated_effect``, ``associated_auc [U, C]``:
               :func:`~lightning_hnd.functional.significance.partial_rank_test` of how much more active a unit is at the
-              concept's usual place than on average over its map, over the images of the concept's source, the other
-              concepts of the source, and the groups that ``labels.csv`` tells of its images, being the other labels
+              concept's usual place than on average over its map (the mean of
+              :func:`~lightning_hnd.evidence.places.emphasised` over the place), over the images of the concept's
+              source, the other concepts of the source, and the groups that ``labels.csv`` tells of its images, being
+              the other labels
             - ``placed_z``, ``placed_effect [U, C]``:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`; z is 0 at most where the agreement is
             - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: of concepts without absence that of each mode
