@@ -86,7 +86,9 @@ def beside_mean(flat: Tensor) -> tuple[Tensor, Tensor]:
     extreme = (mean != 0) & ~((norm > 1e-15) & norm.isfinite())  # float32 does not hold the squares
     norm[extreme] = torch.linalg.vector_norm(beside[extreme], dim=-1, dtype=torch.float64).to(norm)
     varies = norm > 1e-5 * mean.abs()
-    beside[~varies & (norm > 0)] = 0
+    rounded = ~varies & (norm > 0)
+    if bool(rounded.any()):  # seldom; to write where nothing is costs as much
+        beside[rounded] = 0
     return beside, torch.where(varies, 1 / norm, 0.0)
 
 
