@@ -214,3 +214,23 @@ def test_the_callback_compares_with_what_a_factory_makes(tmp_path: Path) -> None
         found.append((callback.baseline["body.2"], callback.latest["body.2"]))
     assert found[0] == found[1]
     assert all(other != one for other, one in zip(found[0], found[2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "error", "words"),
+    [
+        (5, TypeError, "one for each network, such as .101, 102., got 5"),
+        ((1, 1), ValueError, "must differ.* got .1, 1."),
+    ],
+)
+def test_seeds_that_are_none_or_come_twice_are_refused_when_the_callback_is_made(
+    seeds: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        HNDCallback(fresh_seeds=seeds)
+
+
+def test_a_factory_that_returns_no_network_is_refused() -> None:
+    faces = FaceDictionary.rendered(size=32, images=20)
+    with pytest.raises(TypeError, match="factory must return a network .* got None"):
+        dissect(network(), faces, "4", factory=lambda: None)  # type: ignore[arg-type, return-value]

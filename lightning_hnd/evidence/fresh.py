@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MethodType
@@ -54,12 +54,18 @@ class FreshWeights:
         """What a user asks for: None is no wish.
 
         Raises:
-            ValueError: If there is a wish, and no level at which to compare.
+            TypeError: If the seeds are not several whole numbers.
+            ValueError: If one comes twice, or there is a wish, and no level at which to compare.
         """
         if (seeds or factory is not None) and level is None:
             raise ValueError("fresh_seeds and factory are of use under a level only; give level=0.05 as well")
-        demanded = bool(seeds) or factory is not None
-        return cls(SEEDS if seeds is None else tuple(seeds), factory, demanded)
+        if seeds is None:
+            return cls(SEEDS, factory, factory is not None)
+        if not isinstance(seeds, Iterable) or not all(isinstance(seed, int) for seed in seeds):
+            raise TypeError(f"fresh_seeds are whole numbers, one for each network, such as (101, 102), got {seeds!r}")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"fresh_seeds must differ, for a network counts once, got {seeds!r}")
+        return cls(tuple(seeds), factory, bool(seeds) or factory is not None)
 
     def obstacle(self, model: nn.Module, *, split: bool) -> str | None:
         """Why such networks cannot be made of a model, and what would help; None if they can.
@@ -214,6 +220,8 @@ def fresh_networks(
         with kept_random_state(device):
             torch.manual_seed(seed)
             network = renewed(model) if factory is None else factory()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"factory must return a network with fresh weights, an nn.Module, got {network!r}")
         yield network.to(device)
 
 
