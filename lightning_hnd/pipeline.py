@@ -64,7 +64,7 @@ def dissect(
             suffices while they fit; layers for which they do not are counted in a second one, with the same result.
         fresh_seeds: Of networks with fresh weights to compare with, for what is *learnt*; each costs a forward pass.
             See :func:`~lightning_hnd.evidence.fresh.fresh_null`. None are asked by default; only ``above_chance`` asks.
-        factory: Makes such a network, where ``reset_parameters`` throughout the model is not it.
+        factory: Makes such a network, where ``reset_parameters`` throughout the model is not it; needs ``fresh_seeds``.
 
     Returns:
         The dissection.
@@ -92,7 +92,7 @@ def dissect(
     if said:
         print(said)
     null: Null = {}
-    if fresh_seeds:  # first, for it may be refused
+    if fresh_seeds or factory is not None:  # first, for it may be refused
         fresh = FreshWeights.chosen(fresh_seeds, factory, level)
         null = fresh_null(model, dictionary, names, showing, fresh=fresh, budget=budget)
     statistics = measure(model, dictionary, names, rule.quantile, showing, budget=budget, evidence=level is not None)

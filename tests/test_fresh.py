@@ -233,4 +233,6 @@ def test_seeds_that_are_none_or_come_twice_are_refused_when_the_callback_is_made
 def test_a_factory_that_returns_no_network_is_refused() -> None:
     faces = FaceDictionary.rendered(size=32, images=20)
     with pytest.raises(TypeError, match="factory must return a network .* got None"):
-        dissect(network(), faces, "4", factory=lambda: None)  # type: ignore[arg-type, return-value]
+        dissect(network(), faces, "4", fresh_seeds=(1,), factory=lambda: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match="factory makes no network without a seed; give fresh_seeds="):
+        dissect(network(), faces, "4", factory=network)

@@ -55,7 +55,7 @@ class FreshWeights:
 
         Raises:
             TypeError: If the seeds are not several whole numbers.
-            ValueError: If one comes twice, or there is a wish, and no level at which to compare.
+            ValueError: If one comes twice, a factory has none, or there is a wish, and no level at which to compare.
         """
         if (seeds or factory is not None) and level is None:
             raise ValueError("fresh_seeds and factory are of use under a level only; give level=0.05 as well")
@@ -65,7 +65,9 @@ class FreshWeights:
             raise TypeError(f"fresh_seeds are whole numbers, one for each network, such as (101, 102), got {seeds!r}")
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"fresh_seeds must differ, for a network counts once, got {seeds!r}")
-        return cls(tuple(seeds), factory, bool(seeds) or factory is not None)
+        if factory is not None and not seeds:
+            raise ValueError(f"factory makes no network without a seed; give fresh_seeds={SEEDS} as well")
+        return cls(tuple(seeds), factory, bool(seeds))
 
     def obstacle(self, model: nn.Module, *, split: bool) -> str | None:
         """Why such networks cannot be made of a model, and what would help; None if they can.
