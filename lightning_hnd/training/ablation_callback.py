@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics import Metric
 
 from lightning_hnd.analyses.ablation import Ablation, Predict, ablate, predict_from_images
-from lightning_hnd.dissection import Dissection
 from lightning_hnd.report.keys import prefix
+from lightning_hnd.rules import Rule
 from lightning_hnd.showing.undisturbed import kept_generators, unlogged
 from lightning_hnd.training.callback import HNDCallback
 from lightning_hnd.training.monitors import Ablates, warn_of_averaging
@@ -75,8 +75,7 @@ class AblationCallback(Ablates):
         self._predict = predict
         self._options: dict[str, Any] = {"controls": controls, "seed": seed}
         self._dataloader = dataloader
-        self._last_epoch: int | None = None
-        self._last_step: int | None = None
+        self._last: tuple[int, int] | None = None  # epoch and step
         self._evaluating = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -86,7 +85,7 @@ class AblationCallback(Ablates):
             _dissecting(trainer, self)
             warn_of_averaging(trainer, self)
             if trainer.global_step == 0:  # not where a run goes on; a checkpoint is loaded after this
-                self._last_epoch = self._last_step = None
+                self._last = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses data that is not there."""
@@ -113,22 +112,20 @@ class AblationCallback(Ablates):
 
     def _measure_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         hnd = _dissecting(trainer, self)
-        dissection = hnd.latest
+        dissection, moment = hnd.latest, (trainer.current_epoch, trainer.global_step)
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or dissection is None:
             return
-        moment = trainer.current_epoch, trainer.global_step
-        if self._last_epoch is not None and 0 < trainer.current_epoch - self._last_epoch < self.every_n_epochs:
-            return
-        # a validation at the end of an epoch is followed by the end itself
-        if moment == (self._last_epoch, self._last_step):
-            return
+        if self._last is not None:
+            soon = 0 < trainer.current_epoch - self._last[0] < self.every_n_epochs
+            if soon or moment == self._last:  # the end of an epoch follows the validation at its end
+                return
         failed = moment == hnd.failed_at
         if dissection.info["step"] != trainer.global_step and not failed:
             return
-        self._last_epoch, self._last_step = moment
+        self._last = moment
         if failed:  # who monitors would read the old values
-            for name, found in self.latest.items():
-                _log(pl_module, name, dissection, dict.fromkeys(_values(found), math.nan))
+            for found in self.latest.values():
+                _log(pl_module, dissection.rule, found, dict.fromkeys(_values(found), math.nan))
             return
         data = _Batches(trainer, self._dataloader)
         for layer in dissection:
@@ -146,16 +143,16 @@ class AblationCallback(Ablates):
                 )
             self.latest[layer.name] = found
             rank_zero_info(str(found))
-            _log(pl_module, layer.name, dissection, _values(found))
+            _log(pl_module, dissection.rule, found, _values(found))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"last_epoch": self._last_epoch, "last_step": self._last_step}
+        return {"last": self._last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where a run left off, unless the checkpoint is only evaluated."""
         if not self._evaluating:
-            self._last_epoch, self._last_step = state_dict["last_epoch"], state_dict["last_step"]
+            self._last = state_dict["last"]
 
     @property
     def state_key(self) -> str:
@@ -170,13 +167,12 @@ def _in_precision(trainer: pl.Trainer, predict: Predict, model: Any, batch: Any)
 
 
 def _values(found: Ablation) -> dict[str, float]:
-    values = {"units": float(len(found.units)), **found.scalars()}
-    return {f"{found.concept}/{key}": value for key, value in values.items()}
+    return {"units": float(len(found.units)), **found.scalars()}
 
 
-def _log(pl_module: pl.LightningModule, layer: str, dissection: Dissection, values: dict[str, float]) -> None:
+def _log(pl_module: pl.LightningModule, rule: Rule, found: Ablation, values: dict[str, float]) -> None:
     for key, value in values.items():
-        name = f"{prefix(layer, dissection.rule.name)}/ablation/{key}"
+        name = f"{prefix(found.layer, rule.name)}/ablation/{found.concept}/{key}"
         pl_module.log(name, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
 
 
