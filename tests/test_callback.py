@@ -328,7 +328,7 @@ def test_bad_settings_are_named(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ValueError, match="quantile must lie between 0 and 1"):
         HNDCallback(quantile=0)
     module = Net().body
-    for layers, kind in ((module, "Conv2d"), (module[0], "Conv2d"), (["body.0", module], "Sequential"), (3, "int")):
+    for layers, kind in ((module, "Sequential"), (module[0], "Conv2d"), (["body.0", module], "Sequential"), (3, "int")):
         with pytest.raises(TypeError, match=f"such as 'backbone.layer4', and a {kind} is none; .*named_modules"):
             HNDCallback(layers=layers)
     with pytest.raises(ValueError, match="layers is empty"):

@@ -30,7 +30,8 @@ def as_patterns(layers: str | Sequence[str]) -> tuple[str, ...]:
         TypeError: If one is no text: a module, most likely.
         ValueError: If there is none.
     """
-    patterns = (layers,) if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+    one = isinstance(layers, str | nn.Module) or not isinstance(layers, Iterable)  # a Sequential is iterable
+    patterns: tuple[Any, ...] = (layers,) if one else tuple(layers)
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(
