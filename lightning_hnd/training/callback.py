@@ -344,7 +344,8 @@ class HNDCallback(Callback):
             found = None  # what one process lacks no process has
         if found is None:
             self.failed_at = trainer.current_epoch, trainer.global_step
-        self.latest = self.latest if found is None else found
+        else:
+            self.latest = found
         subject = self._subject(trainer, pl_module)
         alarms = self._publisher.publish(subject, found, stopwatch, keys=self._keys(), tolerate=tolerate)
         self._sound(trainer, alarms, tolerate=tolerate)
