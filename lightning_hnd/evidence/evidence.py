@@ -16,7 +16,7 @@ from lightning_hnd.evidence.places import MODES, Places, beside_mean, emphasised
 from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.labels import LEAST_IMAGES
 from lightning_hnd.functional.ranks import ranks_and_step
-from lightning_hnd.functional.significance import Contrast, RankTest, exchanged_masks_test
+from lightning_hnd.functional.significance import Contrast, exchanged_masks_test
 from lightning_hnd.measuring.unit_table import UnitTable, rows_at_once
 from lightning_hnd.showing.processes import ALONE, Processes
 
@@ -179,7 +179,8 @@ class Evidence:
                 ranks, step = ranks_and_step(block[:, in_order])
                 for i, (c, contrast) in enumerate(kind.tests):
                     test = contrast.of_ranks(ranks[i :: len(kind.tests)], step[i :: len(kind.tests)])
-                    _put(result, "associated", test, first, slice(c, c + 1))
+                    for name, value in test._asdict().items():
+                        result[f"associated_{name}"][first : first + len(value), c] = value.cpu()
 
             seen.each(units, len(kind.tests), len(images), processes, associate)
         return result
@@ -285,9 +286,3 @@ class _Seen:
 def _some(values: Tensor, rows: Tensor) -> Tensor:
     """Some rows, ascending; not copied if they are all."""
     return values if len(rows) == len(values) else values.index_select(0, rows)
-
-
-def _put(result: Mapping[str, Tensor], question: str, test: RankTest, first: int, columns: slice) -> None:
-    for name, value in test._asdict().items():
-        found = value.cpu().view(len(value), -1)
-        result[f"{question}_{name}"][first : first + len(found), columns] = found
