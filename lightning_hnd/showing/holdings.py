@@ -17,7 +17,7 @@ from torch import Tensor, nn
 PutBack = Callable[[], object]
 
 _PLAIN = frozenset({int, float, complex, str, bytes, bool, type(None)})
-_LEFT = frozenset({"_parameters", "_buffers"})  # which a strategy may exchange in a pass, and what comes by itself
+_LEFT = frozenset({"_parameters", "_buffers"})  # the one a strategy may exchange in a pass, the other comes by itself
 
 
 class Holdings:

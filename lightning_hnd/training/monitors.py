@@ -15,7 +15,7 @@ from lightning_hnd.instead import instead
 When = Literal["validation", "epoch", "batch", "step"]
 
 _ABLATION, _CHURN = "/ablation/", "/churn"
-_BETWEEN: dict[str, When] = {"epoch": "epoch", "step": "batch"}  # by the interval of a scheduler
+_SCHEDULERS: dict[str, When] = {"epoch": "epoch", "step": "batch"}  # when they read, by their interval
 
 
 class Ablates(Callback):
@@ -96,7 +96,7 @@ def monitors(trainer: pl.Trainer) -> list[Watch]:
         if isinstance(callback, EarlyStopping | ModelCheckpoint)
     ]
     watching += [
-        Watch("ReduceLROnPlateau", config.monitor or "", _BETWEEN[config.interval or "epoch"], config.frequency)
+        Watch("ReduceLROnPlateau", config.monitor or "", _SCHEDULERS[config.interval or "epoch"], config.frequency)
         for config in trainer.strategy.lr_scheduler_configs
         if config.reduce_on_plateau
     ]
@@ -163,14 +163,14 @@ def refuse_stale(trainer: pl.Trainer, keys: Sequence[str], every_n_epochs: int, 
 
 def _validated(trainer: pl.Trainer, watch: Watch) -> bool:
     """Whether a validation comes before each reading: in the epoch that ends, or after the batch."""
-    often, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
     if watch.when == "validation":
         return True
-    if watch.when == "step" or batches is None:  # the clock says when to validate
+    epochs, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch  # no epochs: batches count through
+    if watch.when == "step" or batches is None:  # no batches: the clock says when to validate
         return False
-    if watch.when == "epoch":  # None: every so many batches, whatever epoch it is
-        return batches <= trainer.num_training_batches if often is None else watch.every % often == 0
-    in_step = often == 1 or (often is None and trainer.num_training_batches % batches == 0)
+    if watch.when == "epoch":
+        return batches <= trainer.num_training_batches if epochs is None else watch.every % epochs == 0
+    in_step = epochs == 1 or (epochs is None and trainer.num_training_batches % batches == 0)
     return in_step and watch.every % batches == 0
 
 
