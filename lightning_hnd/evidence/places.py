@@ -87,7 +87,7 @@ def beside_mean(flat: Tensor) -> tuple[Tensor, Tensor]:
     norm[extreme] = torch.linalg.vector_norm(beside[extreme], dim=-1, dtype=torch.float64).to(norm)
     varies = norm > 1e-5 * mean.abs()
     rounded = ~varies & (norm > 0)
-    if bool(rounded.any()):  # seldom; to write where nothing is costs as much
+    if bool(rounded.any()):  # seldom; writing costs as much where there is nothing to write
         beside[rounded] = 0
     return beside, torch.where(varies, 1 / norm, 0.0)
 
@@ -101,6 +101,9 @@ def emphasised(beside: Tensor, scale: Tensor) -> Tensor:
     Args:
         beside: ``[..., P]``, as :func:`beside_mean` returns it.
         scale: ``[...]``, likewise.
+
+    Returns:
+        ``[..., P]``; maps of one cell as they are.
     """
     if beside.shape[-1] == 1:
         return beside

@@ -19,7 +19,7 @@ LEVEL = 0.05
 """False discovery rate."""
 
 WORTH_ASKING = 0.05
-"""The p-value of an association above which nobody asks whether it has a place, and of either whether it is learnt."""
+"""The p-value above which nobody asks on: of an association whether it has a place, of both whether they are learnt."""
 
 
 NULL = frozenset(f"{name}_{number}" for name in ("mode", "associated", "placed") for number in ("mean", "spread")) | {
@@ -136,9 +136,10 @@ def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict
     Returns:
         Over their live units mean and spread of what :func:`effects` counts in spreads, ``mode_share [C, K]``, and
         ``mean`` and ``spread [C + G]`` of what it returns; ``best_concept`` and ``best_group [n]``: of each live
-        unit the largest effect over concepts and over groups, counted in spreads from the mean. Both are those of all
-        other networks then, or of the other half of a single one, as they are of other units for a model: else no unit
-        could lie far from what it is measured by, and the units of a model would seem to.
+        unit the largest effect over concepts and over groups, of those worth asking (:data:`WORTH_ASKING`), counted in
+        spreads from the mean; ``-inf`` where none is. Mean and spread are those of all other networks then, or of the
+        other half of a single one, as they are of other units for a model: else no unit could lie far from what it is
+        measured by, and the units of a model would seem to.
     """
     found = [_of_units(evidence, live) for evidence, live in networks]
     first = found[0]
