@@ -371,33 +371,47 @@ def test_units_like_fresh_ones_are_not_learnt_and_better_ones_are() -> None:
     assert learnt[10:].sum() <= 2
 
 
+def evidence_of(units: int, concepts: int, **known: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Evidence of live units, and that they are: what is known, else NaN, and no groups."""
+    sizes = dict.fromkeys(
+        ("placed_z", "placed_effect", "associated_z", "associated_effect", "associated_auc"), (units, concepts)
+    )
+    sizes |= {"placed_correlation": (units, concepts, 1), "placed_share": (concepts, 1)}
+    sizes |= {"group_z": (units, 0), "group_effect": (units, 0)}
+    nothing = {name: torch.full(size, torch.nan, dtype=torch.float64) for name, size in sizes.items()}
+    return nothing | known, torch.ones(units, dtype=torch.bool)
+
+
 @pytest.mark.parametrize(("networks", "units"), [(5, 4), (5, 16), (1, 40)])
-def test_null_p_values_of_learnt_are_not_smaller_than_uniform_for_few_units(networks: int, units: int) -> None:
+def test_of_null_units_are_no_more_learnt_than_the_level_says_though_fresh_ones_are_few(
+    networks: int, units: int
+) -> None:
     generator = torch.Generator().manual_seed(9)
 
     def network(units: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         associated, placed = torch.randn(2, units, 12, generator=generator, dtype=torch.float64)
         group = torch.randn(units, 4, generator=generator, dtype=torch.float64)
         absent = torch.where(torch.arange(12) < 6, 0.5, torch.nan).expand(units, 12)
-        return {
-            "placed_correlation": torch.randn(units, 12, 8, generator=generator),
-            "placed_share": torch.full((12, 8), 8**-0.5, dtype=torch.float64),
-            "placed_z": 2 * placed,
-            "placed_effect": placed,
-            "associated_auc": absent,
-            "associated_z": 2 * associated + 0 * absent,
-            "associated_effect": associated,
-            "group_z": 2 * group,
-            "group_effect": group,
-        }, torch.ones(units, dtype=torch.bool)
+        return evidence_of(
+            units,
+            12,
+            placed_correlation=torch.randn(units, 12, 8, generator=generator),
+            placed_share=torch.full((12, 8), 8**-0.5, dtype=torch.float64),
+            placed_z=2 * placed,
+            placed_effect=placed,
+            associated_auc=absent,
+            associated_z=2 * associated + 0 * absent,
+            associated_effect=associated,
+            group_z=2 * group,
+            group_effect=group,
+        )
 
     nulls = [(learnt_null([network(units) for _ in range(networks)]), *network(1)) for _ in range(400)]
     for level in (0.2, 0.05):
         bar = level + 3 * (level * (1 - level) / 400) ** 0.5
-        for called in zip(
-            *(beyond_fresh(evidence, live, fresh, level) for fresh, evidence, live in nulls), strict=True
-        ):
-            assert torch.cat(called).any(1).double().mean() <= bar
+        called = [beyond_fresh(evidence, live, fresh, level) for fresh, evidence, live in nulls]
+        for learnt in zip(*called, strict=True):
+            assert torch.cat(learnt).any(1).double().mean() <= bar
 
 
 def test_modes_in_which_fresh_units_differ_much_count_little_in_what_is_learnt() -> None:
@@ -406,18 +420,14 @@ def test_modes_in_which_fresh_units_differ_much_count_little_in_what_is_learnt()
 
     def network(correlation: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         units = len(correlation)
-        nothing = torch.full((units, 1), torch.nan, dtype=torch.float64)
-        return {
-            "placed_correlation": correlation[:, None],
-            "placed_share": torch.tensor([[0.8, 0.6]]).double(),
-            "placed_z": torch.full((units, 1), 5.0, dtype=torch.float64),
-            "placed_effect": torch.zeros(units, 1, dtype=torch.float64),
-            "associated_auc": nothing,
-            "associated_z": nothing,
-            "associated_effect": nothing,
-            "group_z": torch.zeros(units, 0, dtype=torch.float64),
-            "group_effect": torch.zeros(units, 0, dtype=torch.float64),
-        }, torch.ones(units, dtype=torch.bool)
+        return evidence_of(
+            units,
+            1,
+            placed_correlation=correlation[:, None],
+            placed_share=torch.tensor([[0.8, 0.6]]).double(),
+            placed_z=torch.full((units, 1), 5.0).double(),
+            placed_effect=torch.zeros(units, 1).double(),
+        )
 
     spread = torch.tensor([0.4, 0.02])
     fresh = learnt_null([network(torch.randn(200, 2, generator=generator) * spread) for _ in range(5)])
@@ -433,17 +443,15 @@ def test_a_unit_that_answers_and_lies_like_the_best_of_fresh_ones_is_learnt() ->
 
     def network(associated: torch.Tensor, placed: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         units = len(associated)
-        return {
-            "placed_correlation": torch.full((units, 2, 1), torch.nan),
-            "placed_share": torch.full((2, 1), torch.nan, dtype=torch.float64),
-            "placed_z": torch.tensor([[5.0, torch.nan]]).double().expand(units, 2),
-            "placed_effect": torch.stack([placed, torch.full_like(placed, torch.nan)], dim=1),
-            "associated_auc": torch.full((units, 2), 0.5, dtype=torch.float64),
-            "associated_z": torch.full((units, 2), 5.0, dtype=torch.float64),
-            "associated_effect": associated[:, None].expand(-1, 2),
-            "group_z": torch.zeros(units, 0, dtype=torch.float64),
-            "group_effect": torch.zeros(units, 0, dtype=torch.float64),
-        }, torch.ones(units, dtype=torch.bool)
+        return evidence_of(
+            units,
+            2,
+            placed_z=torch.tensor([[5.0, torch.nan]]).double().expand(units, 2),
+            placed_effect=torch.stack([placed, torch.full_like(placed, torch.nan)], dim=1),
+            associated_auc=torch.full((units, 2), 0.5).double(),
+            associated_z=torch.full((units, 2), 5.0).double(),
+            associated_effect=associated[:, None].expand(-1, 2),
+        )
 
     def fresh_network() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         return network(
@@ -466,18 +474,15 @@ def test_what_fresh_units_do_where_they_seem_to_detect_nothing_is_no_measure(els
     def network(first: float, **z: list[float]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         effect = torch.tensor([first, 0.0]) + 0.01 * torch.randn(200, 2, generator=generator, dtype=torch.float64)
         effect[::12] += torch.tensor([5 * first, 0.0])  # some do so most of all: by 3.3 spreads
-        both = {
-            name: torch.tensor(z.get(name, [5.0, 5.0])).double().expand(200, 2) for name in ("associated_z", "placed_z")
-        }
-        return both | {
-            "placed_correlation": torch.full((200, 2, 1), torch.nan),
-            "placed_share": torch.full((2, 1), torch.nan, dtype=torch.float64),
-            "placed_effect": effect,
-            "associated_auc": torch.full((200, 2), 0.5, dtype=torch.float64),
-            "associated_effect": effect,
-            "group_z": torch.zeros(200, 0, dtype=torch.float64),
-            "group_effect": torch.zeros(200, 0, dtype=torch.float64),
-        }, torch.ones(200, dtype=torch.bool)
+        z = {"associated_z": [5.0, 5.0], "placed_z": [5.0, 5.0]} | z
+        return evidence_of(
+            200,
+            2,
+            placed_effect=effect,
+            associated_auc=torch.full((200, 2), 0.5).double(),
+            associated_effect=effect,
+            **{name: torch.tensor(of_concepts).double().expand(200, 2) for name, of_concepts in z.items()},
+        )
 
     evidence, _ = network(0.0)
     evidence["associated_effect"][0, 1] = evidence["placed_effect"][0, 1] = 0.03  # three spreads
