@@ -88,9 +88,11 @@ class Evidence:
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             rows = (batch.source == kind.number).nonzero().flatten()
             if kind.concepts and len(rows):
-                strong = emphasised(_some(flat, rows), _some(scale, rows))
-                shown = places.usual[kind.absent].to(flat) @ strong.transpose(1, 2)  # [b, A, U]
-                seen.append(shown.permute(2, 1, 0).flatten(0, 1), batch.index[rows])
+                seen.images.append(batch.index[rows].cpu())
+                if kind.tests:
+                    strong = emphasised(_some(flat, rows), _some(scale, rows))
+                    shown = places.usual[[*kind.tests]].to(flat) @ strong.transpose(1, 2)  # [b, A, U]
+                    seen.table.append(shown.permute(2, 1, 0).flatten(0, 1).contiguous())
         if len(batch.mask_image):
             self._update_masks(flat, scale, places, batch)
 
@@ -177,7 +179,7 @@ class Evidence:
 
             def associate(first: int, block: Tensor, kind: _Kind = kind, in_order: Tensor = in_order) -> None:
                 ranks, step = ranks_and_step(block[:, in_order])
-                for i, (c, contrast) in enumerate(kind.tests):
+                for i, (c, contrast) in enumerate(kind.tests.items()):
                     test = contrast.of_ranks(ranks[i :: len(kind.tests)], step[i :: len(kind.tests)])
                     for name, value in test._asdict().items():
                         result[f"associated_{name}"][first : first + len(value), c] = value.cpu()
@@ -196,7 +198,7 @@ class Evidence:
         # what is less active inside the masks than outside, and moves with them, is on something beside the concept
         result["placed_z"][:] = torch.where(agreement > 0, test.z, test.z.clamp(max=0))
         result["placed_effect"][:], result["agreement"][:] = test.effect, agreement
-        parts = [c for kind in self._kinds for c in kind.concepts if c not in kind.absent]
+        parts = [c for kind in self._kinds for c in kind.concepts if c not in kind.tests]
         result["placed_correlation"][:, parts] = test.correlation[:, parts].float()
         result["placed_share"][parts] = test.share[:, parts].mean(0)
 
@@ -209,24 +211,22 @@ class _Kind:
         number: The source.
         images: ``[n]`` int64, those that it labels.
         concepts: ``L`` concepts that have masks.
-        absent: Those of them that enough images carry and enough do not.
-        tests: Each of these, and its contrast over the source's images: other concepts, and what ``labels.csv`` says of
-            groups, held fixed.
+        tests: Of those of them that enough images carry and enough do not the contrast over the source's images: other
+            concepts, and what ``labels.csv`` says of groups, held fixed.
     """
 
     number: int
     images: Tensor
     concepts: list[int]
-    absent: list[int]
-    tests: list[tuple[int, Contrast]]
+    tests: dict[int, Contrast]
 
     @classmethod
     def of(cls, faces: FaceDictionary, kind: int) -> _Kind:
         images, count = (faces.source == kind).nonzero().flatten(), faces.images_per_concept
         concepts = [c for c, k in enumerate(faces.ontology.concept_kind) if k == kind and count[c]]
         absent = [c for c in concepts if LEAST_IMAGES <= count[c] <= len(images) - LEAST_IMAGES]
-        tests = [(c, Contrast.of(*label_and_others(faces, c))) for c in absent]
-        return cls(kind, images, concepts, absent, tests)
+        tests = {c: Contrast.of(*label_and_others(faces, c)) for c in absent}
+        return cls(kind, images, concepts, tests)
 
 
 def label_and_others(faces: FaceDictionary, concept: int) -> tuple[Tensor, Tensor]:
@@ -247,17 +247,12 @@ class _Seen:
 
     def __init__(self) -> None:
         self.table = UnitTable()
-        self._images: list[Tensor] = []
-
-    def append(self, columns: Tensor, images: Tensor) -> None:
-        """Adds ``[rows, m]`` numbers of ``m`` images."""
-        self.table.append(columns.contiguous())
-        self._images.append(images.cpu())
+        self.images: list[Tensor] = []
 
     def all_images(self, processes: Processes) -> Tensor:
         """The images that all processes have seen, as their numbers will stand in :meth:`each`."""
         with processes.together(_GATHERING):
-            own = torch.cat([torch.zeros(0, dtype=torch.int64), *self._images])
+            own = torch.cat([torch.zeros(0, dtype=torch.int64), *self.images])
         return torch.cat(processes.gather(own))
 
     def each(

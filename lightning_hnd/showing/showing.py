@@ -56,7 +56,7 @@ class Showing:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.grid is not None:
             sides = tuple(self.grid) if isinstance(self.grid, Sequence) else ()
-            if len(sides) != 2 or min(sides) < 1:
+            if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
                 raise ValueError(f"grid must be (rows, columns), each at least 1, got {self.grid!r}")
 
     def show(self, model: nn.Module, dictionary: FaceDictionary, layers: Sequence[str], title: str, take: Take) -> None:
