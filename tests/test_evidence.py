@@ -19,7 +19,7 @@ from torch.nn import functional
 from lightning_hnd import PAPER, FaceDictionary
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.evidence.evidence import Evidence
-from lightning_hnd.evidence.places import Places
+from lightning_hnd.evidence.places import Places, beside_mean
 from lightning_hnd.functional.defence import beyond_fresh, defend, effects, learnt_null
 from lightning_hnd.functional.significance import partial_rank_test
 from lightning_hnd.showing.processes import Processes
@@ -382,10 +382,11 @@ def evidence_of(units: int, concepts: int, **known: torch.Tensor) -> tuple[dict[
     return nothing | known, torch.ones(units, dtype=torch.bool)
 
 
-@pytest.mark.parametrize(("networks", "units"), [(5, 4), (5, 16), (1, 40)])
+@pytest.mark.parametrize(("networks", "units", "shift"), [(5, 4, 0), (5, 16, 0), (1, 40, 0), (5, 16, -7)])
 def test_of_null_units_are_no_more_learnt_than_the_level_says_though_fresh_ones_are_few(
-    networks: int, units: int
+    networks: int, units: int, shift: float
 ) -> None:
+    """Nor where, shifted, hardly any unit seems to detect anything, so that nothing is asked of most."""
     generator = torch.Generator().manual_seed(9)
 
     def network(units: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -397,12 +398,12 @@ def test_of_null_units_are_no_more_learnt_than_the_level_says_though_fresh_ones_
             12,
             placed_correlation=torch.randn(units, 12, 8, generator=generator),
             placed_share=torch.full((12, 8), 8**-0.5, dtype=torch.float64),
-            placed_z=2 * placed,
+            placed_z=2 * placed + shift,
             placed_effect=placed,
             associated_auc=absent,
-            associated_z=2 * associated + 0 * absent,
+            associated_z=2 * associated + 0 * absent + shift,
             associated_effect=associated,
-            group_z=2 * group,
+            group_z=2 * group + shift,
             group_effect=group,
         )
 
@@ -412,6 +413,41 @@ def test_of_null_units_are_no_more_learnt_than_the_level_says_though_fresh_ones_
         called = [beyond_fresh(evidence, live, fresh, level) for fresh, evidence, live in nulls]
         for learnt in zip(*called, strict=True):
             assert torch.cat(learnt).any(1).double().mean() <= bar
+
+
+def test_who_does_less_than_fresh_units_or_is_asked_nothing_has_learnt_nothing() -> None:
+    """Also where fresh units seem to detect nothing at all, or have none that is alive."""
+
+    def network(units: int, effect: float, z: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        spread = torch.linspace(-1, 1, units, dtype=torch.float64)[:, None]
+        asked = torch.full((units, 1), z, dtype=torch.float64)
+        return evidence_of(
+            units,
+            1,
+            placed_z=asked,
+            placed_effect=effect + spread,
+            associated_auc=torch.full((units, 1), 0.5),
+            associated_z=asked,
+            associated_effect=effect + spread,
+            group_z=asked,
+            group_effect=effect + spread,
+        )
+
+    fresh, (dead, _) = network(200, 0.0, 0.0), network(200, 0.0, 0.0)
+    for networks in ([fresh, fresh], [fresh, (dead, torch.zeros(200, dtype=torch.bool))]):
+        null = learnt_null(networks)
+        for effect, z, learnt in ((5.0, 5.0, True), (-5.0, 5.0, False), (5.0, 0.0, False)):
+            for called in beyond_fresh(*network(4, effect, z), null, 0.05):
+                assert called.all() if learnt else not called.any()
+
+
+def test_maps_as_small_as_numbers_get_have_no_infinite_scale() -> None:
+    flat = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]) * 1e-42
+    beside, scale = beside_mean(torch.cat([flat, torch.tensor([[1e-30, 2e-30, 3e-30]])]))
+    assert scale.isfinite().all()
+    assert beside[:2].eq(0).all()
+    assert scale[:2].eq(0).all()
+    assert float(scale[2]) == pytest.approx(1e30 / 2**0.5)
 
 
 def test_modes_in_which_fresh_units_differ_much_count_little_in_what_is_learnt() -> None:

@@ -28,7 +28,7 @@ SEEDS = (101, 102, 103, 104, 105)
 Null = Mapping[str, Mapping[str, Tensor]]
 """What fresh weights do: of each layer what :func:`~lightning_hnd.functional.defence.learnt_null` returns."""
 
-_NULL = 4  # the version of what is kept of them
+_NULL = 5  # the version of what is kept of them
 _BATCH_NORM_IMAGES = 128  # with the places of their maps some thousand values of each unit, and more
 _IN_A_BATCH = 64  # of them, where nobody says how many
 

@@ -85,7 +85,7 @@ def beside_mean(flat: Tensor) -> tuple[Tensor, Tensor]:
     norm, mean = torch.linalg.vector_norm(beside, dim=-1), mean.squeeze(-1)
     extreme = (mean != 0) & ~((norm > 1e-15) & norm.isfinite())  # float32 does not hold the squares
     norm[extreme] = torch.linalg.vector_norm(beside[extreme], dim=-1, dtype=torch.float64).to(norm)
-    varies = norm > 1e-5 * mean.abs()
+    varies = (norm > 1e-5 * mean.abs()) & (norm > 1e-38)  # below, 1 / norm is infinite
     rounded = ~varies & (norm > 0)
     if bool(rounded.any()):  # seldom; writing costs as much where there is nothing to write
         beside[rounded] = 0

@@ -141,7 +141,8 @@ def learnt_null(networks: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> dict
         other half of a single one, as they are of other units for a model: else no unit could lie far from what it is
         measured by, and the units of a model would seem to.
     """
-    found = [_of_units(evidence, live) for evidence, live in networks]
+    found = [_of_units(evidence, live) for evidence, live in networks if bool(live.any())]
+    found = found or [_of_units(*networks[0])]  # all dead
     first = found[0]
     halves = torch.arange(len(first["placed_z"])) % 2 == 0
     folds = found if len(found) > 1 else [_of_units(first, halves), _of_units(first, ~halves)]
@@ -201,7 +202,7 @@ def _excess(evidence: Mapping[str, Tensor], null: Mapping[str, Tensor]) -> Tenso
     seems = torch.cat(
         [(p.isnan() | (p <= WORTH_ASKING)).all(0), upper_tail(evidence["group_z"]) <= WORTH_ASKING], dim=1
     )
-    return torch.nan_to_num(excess, nan=-torch.inf).masked_fill_(~seems, -torch.inf)
+    return torch.where(seems & (excess > 0), excess, -torch.inf)
 
 
 def beyond_fresh(

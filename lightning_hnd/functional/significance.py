@@ -256,7 +256,8 @@ def exceedance(observed: Tensor, null: Tensor) -> Tensor:
         tensor([0.2500, 0.7500], dtype=torch.float64)
     """
     ordered = null.double().sort().values
-    below = torch.searchsorted(ordered, torch.nan_to_num(observed.double(), nan=-torch.inf))
+    wanted = observed.double()
+    below = torch.searchsorted(ordered, torch.where(wanted.isnan(), -torch.inf, wanted))
     return (1 + len(null) - below).double() / (1 + len(null))
 
 
