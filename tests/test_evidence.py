@@ -69,7 +69,7 @@ def normal_quantile(t: float, excess: float) -> float:
     x = np.linspace(-1000, t * math.sqrt(freedom / (freedom - 2)), 2_000_001)
     log_density = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
     density = np.exp(log_density - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
-    return NormalDist().inv_cdf(float(np.trapezoid(density, x)))
+    return NormalDist().inv_cdf(float(torch.trapezoid(torch.tensor(density), torch.tensor(x))))
 
 
 def test_agreement_and_projections_equal_the_plain_form() -> None:
