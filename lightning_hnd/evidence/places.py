@@ -76,7 +76,7 @@ def beside_mean(flat: Tensor) -> tuple[Tensor, Tensor]:
         flat: ``[..., P]`` float32.
 
     Returns:
-        ``[..., P]`` and ``[...]``; both 0 where a map does not vary but by rounding.
+        ``[..., P]`` and ``[...]``; the latter 0 where a map does not vary but by rounding.
     """
     if flat.shape[-1] == 1:
         return flat, torch.zeros_like(flat[..., 0])
@@ -86,9 +86,6 @@ def beside_mean(flat: Tensor) -> tuple[Tensor, Tensor]:
     extreme = (mean != 0) & ~((norm > 1e-15) & norm.isfinite())  # float32 does not hold the squares
     norm[extreme] = torch.linalg.vector_norm(beside[extreme], dim=-1, dtype=torch.float64).to(norm)
     varies = (norm > 1e-5 * mean.abs()) & (norm > 1e-38)  # below, 1 / norm is infinite
-    rounded = ~varies & (norm > 0)
-    if bool(rounded.any()):  # seldom; writing costs as much where there is nothing to write
-        beside[rounded] = 0
     return beside, torch.where(varies, 1 / norm, 0.0)
 
 
