@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from types import MethodType
 from typing import Any
 
@@ -61,7 +62,7 @@ class FreshWeights:
             raise ValueError("fresh_seeds and factory are of use under a level only; give level=0.05 as well")
         if seeds is None:
             return cls(SEEDS, factory, factory is not None)
-        if not isinstance(seeds, Iterable) or not all(isinstance(seed, int) for seed in seeds):
+        if not isinstance(seeds, Iterable) or not all(isinstance(seed, Integral) for seed in seeds):
             raise TypeError(f"fresh_seeds are whole numbers, one for each network, such as (101, 102), got {seeds!r}")
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"fresh_seeds must differ, for a network counts once, got {seeds!r}")
