@@ -243,7 +243,7 @@ def test_what_a_unit_does_over_the_whole_face_is_no_association_and_hides_none()
 
 
 def test_at_a_place_that_is_spread_out_a_few_strong_cells_are_an_association() -> None:
-    """The mean over a place of which most is empty in any one face would notice them less."""
+    """Where they are few, and strong, the mean over a place that is mostly empty in any one face notices them less."""
     generator = torch.Generator().manual_seed(12)
     corner = torch.randint(2, 11, (240, 2), generator=generator)
     row, column = torch.arange(16)[None, :, None], torch.arange(16)[None, None, :]

@@ -5,6 +5,7 @@ Run: ``python benchmarks/validity/picture.py docs/above-chance.png``.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -86,4 +87,6 @@ def evidence(pictures: Tensor, masks: Tensor, maps: Tensor) -> dict[str, Tensor]
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", help="of the picture")
+    main(parser.parse_args().path)

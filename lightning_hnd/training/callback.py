@@ -17,7 +17,7 @@ from torch import nn
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.evidence.fresh import FreshWeights
-from lightning_hnd.history.alerts import Alarm, BiasAlert, alert_keys, check
+from lightning_hnd.history.alerts import BiasAlert, alert_keys, check
 from lightning_hnd.history.timeline import Timeline
 from lightning_hnd.pipeline import BUDGET
 from lightning_hnd.rules import ABOVE_CHANCE, README, Rule, readings
@@ -25,6 +25,7 @@ from lightning_hnd.showing.activations import Grid, as_patterns
 from lightning_hnd.showing.processes import ALONE
 from lightning_hnd.showing.showing import ForwardFn, Showing
 from lightning_hnd.showing.undisturbed import device_of
+from lightning_hnd.training.alarms import sound
 from lightning_hnd.training.dissector import Dissector
 from lightning_hnd.training.faults import tolerated
 from lightning_hnd.training.model_input import DictionarySource, LearntDictionary, find_images
@@ -348,24 +349,7 @@ class HNDCallback(Callback):
             self.latest = found
         subject = self._subject(trainer, pl_module)
         alarms = self._publisher.publish(subject, found, stopwatch, keys=self._keys(), tolerate=tolerate)
-        self._sound(trainer, alarms, tolerate=tolerate)
-
-    def _sound(self, trainer: pl.Trainer, alarms: Sequence[Alarm], *, tolerate: bool) -> None:
-        """Does what alerts ask for: the same in all processes, but for functions of the user."""
-        for alarm in alarms:
-            then = alarm.alert.then
-            if not callable(then):
-                rank_zero_warn(str(alarm))
-                if then == "stop":
-                    trainer.should_stop = True
-                continue
-            consequence = "The alarm is logged; training goes on"
-            with (
-                tolerated(f"call the function of the alert {alarm.alert.name!r}", consequence, tolerate=tolerate),
-                self._processes.together("calling the function of an alert"),
-            ):
-                if trainer.is_global_zero:
-                    then(alarm)
+        sound(subject, alarms, tolerate=tolerate)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the timeline of the run, beside its dissections."""
@@ -379,9 +363,10 @@ class HNDCallback(Callback):
             return
         stopwatch = Stopwatch(self._seconds_key(trainer))
         self.baseline = self._dissect(trainer, pl_module, at_start=True)
-        alarms = self._publisher.begin(self._subject(trainer, pl_module), self.baseline, stopwatch)
+        subject = self._subject(trainer, pl_module)
+        alarms = self._publisher.begin(subject, self.baseline, stopwatch)
         refuse_untold(trainer, self._publisher.at_start)
-        self._sound(trainer, alarms, tolerate=False)
+        sound(subject, alarms, tolerate=False)
 
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         refuse_untold(trainer, self._publisher.at_start)
