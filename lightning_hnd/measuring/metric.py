@@ -18,7 +18,7 @@ from lightning_hnd.functional import Overlap, count_overlap, order_statistic
 from lightning_hnd.measuring.bias import bias_statistics, image_sets
 from lightning_hnd.measuring.kept_maps import KeptMaps, MapsAndMasks
 from lightning_hnd.measuring.largest import Largest, thresholds
-from lightning_hnd.measuring.peaks import exemplars, responses
+from lightning_hnd.measuring.peaks import exemplars, lowest, require_finite, responses
 from lightning_hnd.measuring.unit_table import UnitTable
 from lightning_hnd.rules import README
 
@@ -153,7 +153,7 @@ class DissectionMetric(Metric):
         maps = self._shaped(activations, batch)
         local = batch.source >= 0
         peak, trough = maps.flatten(2).amax(-1), maps.flatten(2).amin(-1)
-        _require_finite(peak, trough)
+        require_finite(peak, trough)
         self._belong_together(batch)
         if self._twice and len(self.threshold):
             fires = (peak > self.threshold[0]) & local[:, None]
@@ -162,12 +162,12 @@ class DissectionMetric(Metric):
             return
         self.index.append(batch.index)
         self._peaks.append(peak.t())
-        lowest = _lowest(trough, batch)
+        least = lowest(trough, batch)
         if not len(self.low):
             with torch.inference_mode(False):  # where it began, nobody could go on outside of it
-                self.low = [torch.full_like(lowest, torch.inf)]
+                self.low = [torch.full_like(least, torch.inf)]
         # in its place: a new one that outlives the batch would settle where large ones have been, which then grow
-        torch.minimum(self.low[0], lowest, out=self.low[0])
+        torch.minimum(self.low[0], least, out=self.low[0])
         if self._largest is None:
             num_values = None if self.num_local is None else self.num_local * maps.shape[2] * maps.shape[3]
             self._largest = Largest(num_values, self.quantile)
@@ -397,19 +397,3 @@ def _select(maps: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Some of the maps ``[B, U, h, w]``, by unit: the image and the unit of each, and the maps ``[R, h, w]``."""
     unit, image = which.t().nonzero(as_tuple=True)
     return image, unit, maps.flatten(0, 1).index_select(0, image * maps.shape[1] + unit)
-
-
-def _lowest(trough: Tensor, batch: DictionaryBatch) -> Tensor:
-    """Each unit's least activation over all images, the local ones and those of each global concept: ``[2 + K, U]``."""
-    sets = torch.cat([torch.ones_like(batch.source)[None], batch.source[None], batch.group.t()]) >= 0
-    return torch.where(sets.unsqueeze(2), trough, torch.inf).amin(1)
-
-
-def _require_finite(peak: Tensor, trough: Tensor) -> None:
-    # interpolating takes differences, and counting differences of these: they must be finite, too
-    bad = (~(4 * (peak - trough)).isfinite()).any(0).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"{len(bad)} of {peak.shape[1]} units have activations that are NaN or infinite, or nearly (the first is "
-            f"unit {bad[0]}); the model has diverged, or its input is not what it was made for"
-        )

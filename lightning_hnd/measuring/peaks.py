@@ -1,4 +1,4 @@
-"""What rests on the peaks of units: how they respond to concepts and groups, and on which images they fire most."""
+"""What rests on the peaks and troughs of units: whether they can be counted, how units respond, and where most."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_hnd.dictionary.annotations import Annotations
+from lightning_hnd.dictionary.batch import DictionaryBatch
 from lightning_hnd.functional import concept_response, group_affinity
 
 
@@ -63,3 +64,28 @@ def exemplars(peak: Tensor, index: Tensor, threshold: Tensor, number: int) -> Te
     first = rank < count
     result[unit[first], rank[first]] = index[image[first]]
     return result
+
+
+def lowest(trough: Tensor, batch: DictionaryBatch) -> Tensor:
+    """Each unit's least activation over all images, the local ones and those of each global concept: ``[2 + K, U]``."""
+    sets = torch.cat([torch.ones_like(batch.source)[None], batch.source[None], batch.group.t()]) >= 0
+    return torch.where(sets.unsqueeze(2), trough, torch.inf).amin(1)
+
+
+def require_finite(peak: Tensor, trough: Tensor) -> None:
+    """Refuses maps that cannot be counted.
+
+    Args:
+        peak: ``[B, U]``, the largest activation of each unit on each image.
+        trough: ``[B, U]``, the least one.
+
+    Raises:
+        ValueError: If a unit has activations that are NaN or infinite, or lie nearly as far apart.
+    """
+    # interpolating takes differences, and counting differences of these: they must be finite, too
+    bad = (~(4 * (peak - trough)).isfinite()).any(0).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {peak.shape[1]} units have activations that are NaN or infinite, or nearly (the first is "
+            f"unit {bad[0]}); the model has diverged, or its input is not what it was made for"
+        )
