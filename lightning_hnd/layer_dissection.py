@@ -22,6 +22,8 @@ from lightning_hnd.rules import Rule
 
 Array = npt.NDArray[Any]
 
+_OTHER_VERSION = "{} another version of lightning-hnd: dissect it anew, or read it with .with_rule(README)"
+
 
 @dataclass(frozen=True)
 class ConceptPairing:
@@ -67,6 +69,20 @@ class GroupPairing:
 
 
 @dataclass(frozen=True)
+class ConfoundedPairing:
+    """A local concept that a unit is not paired with only because a group may stand behind it.
+
+    At the concept's usual place the ``group`` of the global ``concept`` makes ``ratio`` times the difference that the
+    local concept ``name`` makes, more than once, and nothing tells which images of that are of the group.
+    """
+
+    name: str
+    concept: str
+    group: str
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Unit:
     """One unit of a layer.
 
@@ -77,6 +93,8 @@ class Unit:
         region: Its facial region, None where it is not local.
         concepts: The concepts of its region that it is paired with, most probable first.
         groups: The groups that it is paired with, in the order of the ontology.
+        confounded: The concepts that it is not paired with for a group may stand behind them; under
+            :data:`~lightning_hnd.ABOVE_CHANCE` alone.
     """
 
     index: int
@@ -85,6 +103,7 @@ class Unit:
     region: str | None
     concepts: tuple[ConceptPairing, ...]
     groups: tuple[GroupPairing, ...]
+    confounded: tuple[ConfoundedPairing, ...] = ()
 
     @property
     def interpretable(self) -> bool:
@@ -140,17 +159,16 @@ class LayerDissection:
         """What each pairing survives at the rule's level, 5 % for rules without one.
 
         Raises:
-            ValueError: If the statistics hold no evidence, or that of fresh weights is not of this version.
+            ValueError: If the statistics hold no evidence, or it, or that of fresh weights, is not of this version.
         """
         if "placed_z" not in self.statistics:
             raise ValueError(f"layer {self.name!r} was measured without evidence of chance: dissect it with level=0.05")
-        numbers = {name: torch.tensor(value) for name, value in self.statistics.items() if value.dtype.kind == "f"}
+        if "behind_ratio" not in self.statistics:
+            raise ValueError(_OTHER_VERSION.format(f"the evidence of layer {self.name!r} is of"))
+        numbers = {name: torch.tensor(value) for name, value in self.statistics.items() if value.dtype.kind in "fi"}
         null = null_of(self.statistics)
         if null and null.keys() != NULL:
-            raise ValueError(
-                f"layer {self.name!r} was compared with fresh weights by another version of lightning-hnd: dissect it "
-                "anew, or read it with .with_rule(README)"
-            )
+            raise ValueError(_OTHER_VERSION.format(f"layer {self.name!r} was compared with fresh weights by"))
         return defend(numbers, torch.tensor(~self.dead), null or None, self.rule.level or LEVEL)
 
     @cached_property
@@ -216,6 +234,13 @@ class LayerDissection:
         ]
         return _frozen(torch.cat([*paired, torch.zeros(len(self), 0, dtype=torch.bool)], dim=1).numpy())
 
+    @cached_property
+    def behind(self) -> Array:
+        """``[U, C]``, of each :class:`ConfoundedPairing` the group, on the axis of all; -1 elsewhere."""
+        if self.rule.level is None:
+            return _frozen(np.full(self.iou.shape, -1))
+        return _frozen(self.defence.behind.numpy())
+
     @property
     def live(self) -> int:
         """How many units are not dead."""
@@ -272,6 +297,12 @@ class LayerDissection:
                 GroupPairing(*groups[g], float(self.group_probability[u, g]), self._group_effect(u, int(g)))
                 for g in np.flatnonzero(self.paired_groups[u])
             ),
+            confounded=tuple(
+                ConfoundedPairing(
+                    local[c].name, *groups[int(self.behind[u, c])], float(self.statistics["behind_ratio"][u, c])
+                )
+                for c in np.flatnonzero(self.behind[u] >= 0)
+            ),
         )
 
     def _survived(self, u: int, c: int) -> tuple[Any, ...]:
@@ -301,12 +332,14 @@ class LayerDissection:
 
     @property
     def headline(self) -> str:
-        """One sentence: how many units are interpretable, and in which regions."""
+        """One sentence: how many units are interpretable, in which regions, and what keeps others from it."""
         regions = [f"{r} {n}" for r, n in zip(self.ontology.regions, self.units_per_region, strict=True) if n]
         where = f" ({', '.join(regions)})" if regions else ""
         dead = f"; {len(self) - self.live} dead" if self.live < len(self) else ""
+        number = int((self.behind >= 0).any(axis=1).sum())
+        confounded = f"; {number} confounded with groups" if number else ""
         found = int(self.interpretable.sum())
-        return f"{self.name}: {found} of {self.live} live units interpretable{where}{dead}"
+        return f"{self.name}: {found} of {self.live} live units interpretable{where}{confounded}{dead}"
 
     def assignments(self, rows: int, *, concepts: int | None = None, separator: str = ", ") -> list[tuple[str, ...]]:
         """The strongest units in words: unit, region, concepts with strength and IoU, groups with strength.

@@ -19,6 +19,8 @@ def statistics(associated: torch.Tensor, placed: torch.Tensor) -> dict[str, torc
         "associated_z": z,
         "associated_auc": torch.where(z.isnan(), torch.nan, 0.5),
         "placed_z": placed.double(),
+        "behind_ratio": torch.zeros_like(z),
+        "behind_group": torch.full(z.shape, -1),
         "group_z": torch.zeros(len(placed), 0, dtype=torch.float64),
     }
 

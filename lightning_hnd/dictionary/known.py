@@ -10,8 +10,10 @@ from torch import Tensor
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.functional.labels import LEAST_IMAGES
 
+_UNKNOWN = 0
 _AGES = (20.0, 40.0, 60.0)
 _BINS = 4  # for labels that are numbers, and of which no groups are known
+_TOLD = 0.9  # share of images of which a label must be known to be held fixed by that
 _CODES = 10  # different numbers at most that are taken for codes of groups, each its own
 
 
@@ -25,7 +27,7 @@ def numbered_labels(labels: Sequence[Mapping[str, str]], ontology: Ontology) -> 
         ontology: Whose global concepts the columns are named after; other columns are not looked at.
 
     Returns:
-        ``[N, K]`` int64; that nothing is known is a label, too.
+        ``[N, K]`` int64; that nothing is known is a label, too: 0.
     """
     columns = [_numbers(concept.name, [of.get(concept.name, "") for of in labels]) for concept in ontology.global_]
     return torch.stack(columns, dim=1) if columns else torch.zeros(len(labels), 0, dtype=torch.int64)
@@ -52,11 +54,16 @@ def other_labels(known: Tensor, ontology: Ontology, concept: str | None = None) 
     return torch.cat(columns, dim=1)
 
 
+def held_fixed(known: Tensor) -> Tensor:
+    """Of which global concepts ``labels.csv`` tells of nearly all of these images ``[n, K]``: ``[K]`` bool."""
+    return (known != _UNKNOWN).double().mean(0) >= _TOLD
+
+
 def _numbers(name: str, values: list[str]) -> Tensor:
     try:
         numbers = torch.tensor([float(value) if value else torch.nan for value in values])
     except ValueError:
-        known = {value: i for i, value in enumerate(dict.fromkeys(values))}
+        known = {value: i for i, value in enumerate(dict.fromkeys(["", *values]))}
         return torch.tensor([known[value] for value in values])
     different = numbers[~numbers.isnan()].unique()
     if name == "age":

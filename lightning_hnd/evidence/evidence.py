@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import other_labels
-from lightning_hnd.evidence.groups import GroupEvidence
+from lightning_hnd.evidence.groups import GroupEvidence, roots
 from lightning_hnd.evidence.places import MODES, Places, beside_mean, emphasised
 from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.labels import LEAST_IMAGES
@@ -55,7 +55,8 @@ class Evidence:
         self._cells = (0, 0)
         self._sums = torch.zeros(0)  # [C, 5 K + 1, U] float64: of K modes a; the agreement; a^2, a^3, a^4 and a l
         self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then of concepts
-        self._groups = GroupEvidence(faces)
+        self._absent = [c for kind in self._kinds for c in kind.tests]
+        self._groups = GroupEvidence(faces, self._absent)
 
     @property
     def kept_bytes(self) -> int:
@@ -76,23 +77,27 @@ class Evidence:
         """
         maps = maps.contiguous()  # channels last would be added up in another order
         self._units, (height, width) = maps.shape[1], maps.shape[2:]
-        self._groups.update(maps, batch)
-        if not bool((batch.source >= 0).any()):
+        grouped = (batch.group >= 0).any(1).nonzero().flatten()
+        if not (len(grouped) or bool((batch.source >= 0).any())):
             return
         cells = self._cells = (min(height, GRID), min(width, GRID))
-        if not len(self._sums):
-            shape = (len(self._faces.ontology.local), 5 * MODES + 1, maps.shape[1])
-            self._sums = torch.zeros(shape, dtype=torch.float64, device=maps.device)
         places = Places.of(self._faces, cells)
         flat, scale = beside_mean(averaged(maps.float(), cells).flatten(2))  # [B, U, P], [B, U]
+
+        def shown(rows: Tensor, concepts: Sequence[int]) -> Tensor:
+            """How much more active units are at usual places: ``[b, A, U]``."""
+            strong = emphasised(_some(flat, rows), _some(scale, rows))
+            return places.usual[[*concepts]].to(flat) @ strong.transpose(1, 2)
+
+        if len(grouped):
+            at_places = shown(grouped, self._absent).transpose(1, 2)
+            self._groups.update(_some(maps, grouped), at_places, batch.index[grouped])
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             rows = (batch.source == kind.number).nonzero().flatten()
             if kind.concepts and len(rows):
                 seen.images.append(batch.index[rows].cpu())
                 if kind.tests:
-                    strong = emphasised(_some(flat, rows), _some(scale, rows))
-                    shown = places.usual[[*kind.tests]].to(flat) @ strong.transpose(1, 2)  # [b, A, U]
-                    seen.table.append(shown.permute(2, 1, 0).flatten(0, 1).contiguous())
+                    seen.table.append(shown(rows, [*kind.tests]).permute(2, 1, 0).flatten(0, 1).contiguous())
         if len(batch.mask_image):
             self._update_masks(flat, scale, places, batch)
 
@@ -115,6 +120,9 @@ class Evidence:
         member = functional.one_hot(slot, len(concepts)).t().to(a)  # [L, m]: adds up, always in the same order
         parts = (seen, square, square * a, square.square(), product)
         sums = [(member @ part.flatten(1)).unflatten(1, part.shape[1:]) for part in parts]
+        if not len(self._sums):
+            shape = (len(self._faces.ontology.local), 5 * MODES + 1, flat.shape[1])
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=flat.device)
         self._sums.index_add_(0, concepts, torch.cat(sums, dim=1).double())
 
     def compute(self, processes: Processes = ALONE) -> dict[str, Tensor]:
@@ -132,6 +140,10 @@ class Evidence:
               :func:`~lightning_hnd.evidence.places.emphasised` over the place), over the images of the concept's
               source, the other concepts of the source, and the groups that ``labels.csv`` tells of its images, being
               the other labels
+            - ``behind_ratio``, ``behind_group [U, C]``: how many times as large a difference as the concept a global
+              concept makes to that (:func:`~lightning_hnd.evidence.groups.roots` of it), and its group that has most
+              of it, of what is not held fixed (:meth:`~lightning_hnd.evidence.groups.GroupEvidence.compute`); 0 and -1
+              where none makes any
             - ``placed_z``, ``placed_effect [U, C]``:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`; z is 0 at most where the agreement is
             - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: of concepts without absence that of each mode
@@ -167,6 +179,8 @@ class Evidence:
             groups = [of_groups for _, (_, *of_groups) in shares if of_groups]
             total = [torch.stack(own).sum(0) for own in zip(*groups, strict=True)]
             result |= self._groups.compute(total, units)
+        behind = result.pop("behind_difference")
+        result["behind_ratio"] = torch.zeros_like(behind)
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             images = seen.all_images(processes)
             shown, in_order = images.sort()  # whichever process has seen which
@@ -178,11 +192,17 @@ class Evidence:
                 )
 
             def associate(first: int, block: Tensor, kind: _Kind = kind, in_order: Tensor = in_order) -> None:
-                ranks, step = ranks_and_step(block[:, in_order])
+                block = block[:, in_order]
+                ranks, step = ranks_and_step(block)
+                block = roots(block.double())
                 for i, (c, contrast) in enumerate(kind.tests.items()):
-                    test = contrast.of_ranks(ranks[i :: len(kind.tests)], step[i :: len(kind.tests)])
+                    own = slice(i, None, len(kind.tests))  # among rows
+                    test = contrast.of_ranks(ranks[own], step[own])
+                    some = slice(first, first + len(test.z))  # among units
                     for name, value in test._asdict().items():
-                        result[f"associated_{name}"][first : first + len(value), c] = value.cpu()
+                        result[f"associated_{name}"][some, c] = value.cpu()
+                    ratio = behind[some, c] / contrast.difference(block[own]).cpu().clamp(min=0)
+                    result["behind_ratio"][some, c] = torch.where(behind[some, c] > 0, ratio, 0.0)
 
             seen.each(units, len(kind.tests), len(images), processes, associate)
         return result

@@ -1,20 +1,37 @@
-"""Tests of groups: what units do on the faces of a group, with all that else is known of the faces held fixed."""
+"""Groups: what units do on the faces of a group, all else that is known held fixed, and at the places of concepts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.dictionary.known import other_labels
+from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.dictionary.known import held_fixed, other_labels
+from lightning_hnd.functional.defence import WORTH_ASKING
 from lightning_hnd.functional.host import averaged
-from lightning_hnd.functional.significance import Contrast, strongest
+from lightning_hnd.functional.significance import Contrast, strongest, upper_tail
 
 GRID = 8
 """Cells of maps on a side, each of which is asked; larger maps are averaged down to it."""
+
+
+class _Tests(NamedTuple):
+    """Of each group and response ``[G, P]``, NaN where undecided.
+
+    Attributes:
+        z: Score tests.
+        effect: Partial correlations.
+        difference: How much more the response is with the group than without, in its own unit.
+    """
+
+    z: Tensor
+    effect: Tensor
+    difference: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,11 +42,13 @@ class _Comparison:
         place: ``[N]``, the row of each image, -1 where it has no group of the concept.
         left: ``[n, G]``, what other labels do not explain of each group; all 0 if they explain nearly all.
         basis: ``[n, r]``, orthonormal: a constant and the other labels.
+        share: ``[G]``, of the images, that each group has.
     """
 
     place: Tensor
     left: Tensor
     basis: Tensor
+    share: Tensor
 
     @classmethod
     def of(cls, faces: FaceDictionary, k: int) -> _Comparison:
@@ -38,10 +57,17 @@ class _Comparison:
         place = torch.full((len(faces),), -1)
         place[images] = torch.arange(len(images))
         others = other_labels(faces.known[images], faces.ontology, concept.name)
+        member = functional.one_hot(group[images], len(concept.groups)).bool()
+        share = member.double().sum(0) / max(1, len(images))
         if not len(images):
-            return cls(place, torch.zeros(0, len(concept.groups)).double(), torch.zeros(0, 0).double())
-        contrasts = [Contrast.of(group[images] == g, others) for g in range(len(concept.groups))]
-        return cls(place, torch.stack([contrast.left for contrast in contrasts], dim=1), contrasts[0].basis)
+            return cls(place, member.double(), torch.zeros(0, 0).double(), share)
+        contrasts = [Contrast.of(one, others) for one in member.t()]
+        return cls(place, torch.stack([contrast.left for contrast in contrasts], dim=1), contrasts[0].basis, share)
+
+    @property
+    def told(self) -> Tensor:
+        """``[G]`` bool, the groups that images can tell from the others."""
+        return (self.left != 0).any(0)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -57,8 +83,8 @@ class _Comparison:
         linear = torch.cat([left, basis, (left.square().unsqueeze(2) * basis.unsqueeze(1)).flatten(1)], dim=1)
         return linear.t(), torch.cat([some.double(), left.square()], dim=1).t()
 
-    def tests(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Score tests and partial correlations of each response with each group: ``[G, P]``, NaN where undecided.
+    def tests(self, sums: Tensor) -> _Tests:
+        r"""Tests of each response with each group.
 
         Args:
             sums: ``[.., P]``, over images what :meth:`weights` makes of responses, then of their squares.
@@ -75,10 +101,22 @@ class _Comparison:
         variance = square[1:] - 2 * (cross.unflatten(0, (groups, rank)) * beta).sum(1) + ((weight @ beta) * beta).sum(1)
         constant = spread <= 1e-9 * square[0]
         norm = (self.left.square().sum(0)[:, None] * spread.clamp(min=1e-200)).sqrt()
-        told = self.left.square().sum(0)[:, None] > 0
+        told = self.told[:, None]
         alike = norm.square() / max(1, len(self.left) - rank)
         z = torch.where(constant, 0.0, total / torch.maximum(variance, alike).clamp(min=1e-200).sqrt())
-        return torch.where(told, z, torch.nan), torch.where(told, torch.where(constant, 0.0, total / norm), torch.nan)
+        difference = total / self.left.square().sum(0)[:, None]
+        found = z, *(torch.where(constant, 0.0, part) for part in (total / norm, difference))
+        return _Tests(*(torch.where(told, part, torch.nan) for part in found))
+
+    def range(self, difference: Tensor) -> tuple[Tensor, Tensor]:
+        """From the group with the least of a response to that with most: how far, and the latter, ``[U, A]`` each.
+
+        Args:
+            difference: ``[G, U, A]``; the mean of a group is ``1 - share`` of it above that of all.
+        """
+        beyond = (1 - self.share)[:, None, None] * difference
+        most, group = torch.nan_to_num(beyond, nan=-torch.inf).max(0)
+        return most - torch.nan_to_num(beyond, nan=torch.inf).amin(0), group
 
 
 class GroupEvidence:
@@ -86,25 +124,31 @@ class GroupEvidence:
 
     Args:
         faces: The dictionary that streams by.
+        concepts: ``A`` local concepts, at whose usual places it is asked as well.
 
     Attributes:
         sums: For each global concept, once an image with a group was seen; those of processes add up.
     """
 
-    def __init__(self, faces: FaceDictionary) -> None:
+    def __init__(self, faces: FaceDictionary, concepts: Sequence[int]) -> None:
         self._comparisons = [faces.once(_Comparison.of, k) for k in range(len(faces.ontology.global_))]
         self._groups = [len(concept.groups) for concept in faces.ontology.global_]
+        self._concepts, self._local = [*concepts], len(faces.ontology.local)
+        kinds = range(len(faces.ontology.kinds))
+        self._fixed = [held_fixed(faces.known[faces.source == kind]) for kind in kinds]
+        self._kind = [faces.ontology.concept_kind[c] for c in concepts]
         self.sums: list[Tensor] = []
 
-    def update(self, maps: Tensor, batch: DictionaryBatch) -> None:
-        """Takes in the maps ``[B, U, h, w]`` of one batch."""
-        rows = (batch.group >= 0).any(1).nonzero().flatten()
-        if not len(rows):
-            return
-        if len(rows) < len(maps):
-            maps = maps.index_select(0, rows)
-        images, y = batch.index[rows].cpu(), responses(maps).flatten(1)
-        powers = y, y.square()
+    def update(self, maps: Tensor, shown: Tensor, images: Tensor) -> None:
+        """Takes in some images that have groups.
+
+        Args:
+            maps: ``[b, U, h, w]``.
+            shown: ``[b, U, A]``, how active units are at the places of concepts.
+            images: ``[b]``, their numbers in the dictionary.
+        """
+        y = torch.cat([responses(maps), roots(shown.double())], dim=2).flatten(1)
+        powers, images = (y, y.square()), images.cpu()
         if not self.sums:
             self.sums = [y.new_zeros(sum(comparison.sizes), y.shape[1]) for comparison in self._comparisons]
         for comparison, sums in zip(self._comparisons, self.sums, strict=True):
@@ -114,31 +158,60 @@ class GroupEvidence:
                     total.addmm_(weight.to(y), power)
 
     def compute(self, sums: Sequence[Tensor], units: int) -> dict[str, Tensor]:
-        """``group_z`` and ``group_effect [U, G]``: those of each unit's strongest response, of as many as were asked.
+        """What groups are to units, and to what they show at the places of concepts.
 
         Args:
             sums: Those of all processes; empty if nobody has seen a group.
             units: ``U``.
+
+        Returns:
+            - ``group_z``, ``group_effect [U, G]``: those of each unit's strongest response, of as many as were asked
+            - ``behind_difference``, ``behind_group [U, C]``: of the global concept which makes the largest difference
+              to what a unit shows at a local one's place, that between the groups with most and with least, and the
+              group with most. Counted are those that are not held fixed for the local concept, and make a difference
+              at all: one group's p-value, times the number of groups, is at most
+              :data:`~lightning_hnd.functional.defence.WORTH_ASKING`. 0 and -1 where none does
         """
         z, effect = [torch.zeros(units, 0, dtype=torch.float64)], [torch.zeros(units, 0, dtype=torch.float64)]
+        at_places = []
         for i, (comparison, groups) in enumerate(zip(self._comparisons, self._groups, strict=True)):
-            undecided = torch.full((groups, units, 1), torch.nan, dtype=torch.float64)
-            tests = [t.unflatten(1, (units, -1)) for t in comparison.tests(sums[i].cpu())] if sums else [undecided] * 2
-            z.append(strongest(tests[0], _shares(tests[0].shape[2])).t())
-            effect.append(tests[1].amax(2).t())
-        return {"group_z": torch.cat(z, dim=1), "group_effect": torch.cat(effect, dim=1)}
+            undecided = torch.full((groups, units * (1 + len(self._concepts))), torch.nan, dtype=torch.float64)
+            tests = comparison.tests(sums[i].cpu()) if sums else _Tests(undecided, undecided, undecided)
+            tests = _Tests(*(part.unflatten(1, (units, -1)) for part in tests))
+            asked = tests.z.shape[2] - len(self._concepts)
+            z.append(strongest(tests.z[:, :, :asked], _shares(asked)).t())
+            effect.append(tests.effect[:, :, :asked].amax(2).t())
+            at_places.append(_Tests(*(part[:, :, asked:] for part in tests)))
+        found = {"group_z": torch.cat(z, dim=1), "group_effect": torch.cat(effect, dim=1)}
+        return found | self._behind(at_places, units)
+
+    def _behind(self, tests: Sequence[_Tests], units: int) -> dict[str, Tensor]:
+        difference, group = torch.zeros(units, self._local).double(), torch.full((units, self._local), -1)
+        told, first = sum(int(comparison.told.sum()) for comparison in self._comparisons), 0
+        for k, (comparison, (z, _, made)) in enumerate(zip(self._comparisons, tests, strict=True)):
+            fixed = torch.tensor([bool(self._fixed[kind][k]) for kind in self._kind], dtype=torch.bool)
+            differs = torch.nan_to_num(upper_tail(z), nan=1.0).amin(0) * told <= WORTH_ASKING
+            most, of_group = comparison.range(made)
+            known = difference[:, self._concepts], group[:, self._concepts]
+            larger = differs & ~fixed & (most > known[0])
+            difference[:, self._concepts] = torch.where(larger, most, known[0])
+            group[:, self._concepts] = torch.where(larger, first + of_group, known[1])
+            first += len(made)
+        return {"behind_difference": difference, "behind_group": group}
 
 
 def responses(maps: Tensor) -> Tensor:
-    """What is asked of maps ``[n, U, h, w]``: the peak, the mean, and each cell less the mean, ``[n, U, 2 + cells]``.
-
-    Roots are taken, so that a few strong responses do not decide.
-    """
+    """What is asked of maps ``[n, U, h, w]``: peak, mean, and each cell less the mean, ``[n, U, 2 + cells]``."""
     height, width = (min(size, GRID) for size in maps.shape[2:])
     cells = averaged(maps.float(), (height, width)).flatten(2)
     mean = cells.mean(2, keepdim=True)
-    values = torch.cat([maps.flatten(2).amax(2, keepdim=True), mean, cells - mean], dim=2).double()
-    return values.abs().sqrt_().copysign_(values)
+    return roots(torch.cat([maps.flatten(2).amax(2, keepdim=True), mean, cells - mean], dim=2).double())
+
+
+def roots(values: Tensor) -> Tensor:
+    """Roots with the signs of values, so that a few strong responses do not decide. Takes the place of the values."""
+    sign = values.sign()
+    return values.abs_().sqrt_().mul_(sign)
 
 
 def _shares(asked: int) -> Tensor:

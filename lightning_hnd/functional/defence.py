@@ -38,10 +38,12 @@ class Defence(NamedTuple):
     Attributes:
         paired: ``[U, C]`` bool, pairs of units and local concepts that survive all that applies to them.
         associated: ``[U, C]`` int8, 1 survived, 0 not, -1 not applicable (a concept without absence, or one that the
-            images cannot tell from another).
+            images cannot tell from another, or for this unit not from a group).
         placed: ``[U, C]`` int8.
         learnt: ``[U, C]`` int8, -1 for all where no networks with fresh weights were measured.
         groups: ``[U, G]`` bool, pairs of units and groups that survive.
+        behind: ``[U, C]`` int64, of pairs that survive all else the group that makes a larger difference than the
+            concept, so that they are not paired; -1 of all others.
     """
 
     paired: Tensor
@@ -49,6 +51,7 @@ class Defence(NamedTuple):
     placed: Tensor
     learnt: Tensor
     groups: Tensor
+    behind: Tensor
 
 
 def defend(
@@ -65,6 +68,13 @@ def defend(
     families, of which each is granted half the level; in each, units are tested first, then concepts within those that
     passed. A pair must also be associated when that is asked by itself: a unit that surely detects several concepts
     would be granted another one unasked.
+
+    Nor is a concept named where a group makes a larger difference to the same response, at the concept's usual place,
+    than the concept does, and the labels of the concept's images do not tell the group. If a unit responds to a group
+    alone, then whatever is more frequent in the group makes a difference, but never a larger one: among faces with the
+    concept the response is a mean of those of the groups, and so it is among the others. And if it responds to the
+    concept alone, groups that have it more often make no larger difference. Nothing is named by this, so that no more
+    is false; where it strikes, the association counts as one that cannot be told from the group.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
@@ -83,7 +93,8 @@ def defend(
     paired = units_then_concepts(torch.where(has_absence, torch.nan, p_placed), live, level / 2)
     paired |= units_then_concepts(torch.where(worth_asking, weaker, torch.nan), live, level / 2) & is_associated
     is_placed = units_then_concepts(p_placed, live, level) | paired  # what is paired has answered it, among fewer
-    associated = _verdict(is_associated, ~p_associated.isnan())
+    confounded = is_associated & (evidence["behind_ratio"] > 1)
+    associated = _verdict(is_associated, ~p_associated.isnan() & ~confounded)
     placed = _verdict(is_placed, ~p_placed.isnan())
     groups = units_then_concepts(upper_tail(evidence["group_z"]), live, level)
     learnt = torch.full_like(placed, -1)
@@ -91,7 +102,8 @@ def defend(
         concepts_beyond, groups_beyond = beyond_fresh(evidence, live, fresh, level)
         learnt = _verdict(concepts_beyond, ~p_placed.isnan())
         paired, groups = paired & concepts_beyond, groups & groups_beyond
-    return Defence(paired, associated, placed, learnt, groups)
+    behind = torch.where(paired & confounded, evidence["behind_group"], -1)
+    return Defence(paired & ~confounded, associated, placed, learnt, groups, behind)
 
 
 def _verdict(passed: Tensor, applies: Tensor) -> Tensor:

@@ -138,6 +138,14 @@ class Contrast(NamedTuple):
             auc,
         )
 
+    def difference(self, response: Tensor) -> Tensor:
+        """How much more each of ``[U, n]`` responses is with the label than without, the others held fixed: ``[U]``.
+
+        NaN where the label cannot be told from them.
+        """
+        left = self.left.to(response)
+        return response @ left / left.square().sum()
+
 
 def strongest(z: Tensor, share: Tensor) -> Tensor:
     """The strongest of several statistics, as one that is standard normal at most: Bonferroni's, with weights.

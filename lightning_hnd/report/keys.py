@@ -22,7 +22,8 @@ def scalars(dissection: Dissection) -> dict[str, float]:
     - ``group/<concept>/<group>``: units paired with the group
     - ``mean_probability/<concept>/<group>``: mean over the live units of their probability of the group
     - under a rule with a level also ``associated_units``, ``placed_units`` and, where networks with fresh weights were
-      asked, ``learnt_units``: units with a concept that survives the question, whatever becomes of the others
+      asked, ``learnt_units``: units with a concept that survives the question, whatever becomes of the others; and
+      ``confounded_units``: those with a concept that a group may stand behind
 
     Args:
         dissection: Any.
@@ -88,7 +89,7 @@ def _layer_over_time(layer: LayerTimeline) -> dict[str, float]:
     return dict(zip(keys_over_time(layer.ontology), map(float, values), strict=True))
 
 
-QUESTIONS = ("associated_units", "placed_units")
+QUESTIONS = ("associated_units", "placed_units", "confounded_units")
 """Keys of a layer under a rule with a level, beside the others."""
 
 LEARNT = "learnt_units"
@@ -98,10 +99,11 @@ LEARNT = "learnt_units"
 def _questions(layer: LayerDissection) -> dict[str, float]:
     if layer.rule.level is None:
         return {}
-    verdicts = dict(zip(QUESTIONS, (layer.defence.associated, layer.defence.placed), strict=True))
+    defence = layer.defence
+    verdicts = dict(zip(QUESTIONS, (defence.associated == 1, defence.placed == 1, defence.behind >= 0), strict=True))
     if layer.asked_fresh:
-        verdicts[LEARNT] = layer.defence.learnt
-    return {key: float((verdict == 1).any(1).sum()) for key, verdict in verdicts.items()}
+        verdicts[LEARNT] = defence.learnt == 1
+    return {key: float(verdict.any(1).sum()) for key, verdict in verdicts.items()}
 
 
 def _layer_scalars(layer: LayerDissection) -> dict[str, float]:

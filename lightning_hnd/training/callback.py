@@ -76,9 +76,10 @@ class HNDCallback(Callback):
     ``kind/<kind>``             units paired with a concept of the kind (``part``, ``attribute``, ...)
     ``group/<concept>/<group>`` units paired with the group (``group/gender/Female``)
     ``mean_probability/...``    mean over the live units of their probability of each group
-    ``associated_units``        under ``above_chance`` alone, as are the next two: units whose response is tied to a
+    ``associated_units``        under ``above_chance`` alone, as are the next three: units whose response is tied to a
                                 concept's presence
     ``placed_units``            units whose maps go along with the masks of their own faces
+    ``confounded_units``        units with a concept that a group may stand behind, which is not named therefore
     ``learnt_units``            units that do more than those of networks with fresh weights
     ``births``, ``deaths``,     under the last rule alone, as are the next two: units that have become paired, ceased to
     ``switches``, ``churn``     be, or changed their strongest concept since the dissection before; their share
