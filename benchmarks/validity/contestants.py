@@ -152,8 +152,8 @@ def above_chance(exam: Exam) -> Verdict:
     found = defend(evidence, live, fresh, LEVEL)
     agreement = torch.nan_to_num(evidence["agreement"], nan=-1.0)
     weaker = torch.fmin(evidence["associated_z"], evidence["placed_z"])
-    beyond = (found.learnt == 1) & ~(evidence["associated_z"].isnan() & evidence["associated_auc"].isfinite())
-    score = torch.where(beyond, torch.nan_to_num(weaker, nan=-torch.inf), -torch.inf)
+    cannot_be_told = (found.associated < 0) & evidence["associated_auc"].isfinite()  # from other labels, or a group
+    score = torch.where((found.learnt == 1) & ~cannot_be_told, torch.nan_to_num(weaker, nan=-torch.inf), -torch.inf)
     return Verdict(score, found.paired, _first(agreement, found.paired), found.groups)
 
 

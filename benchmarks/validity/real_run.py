@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,8 +121,8 @@ def starts(dictionary: FaceDictionary, count: int) -> str:
 def table(dissections: list[Dissection], accuracies: list[float]) -> Iterator[str]:
     """A row of Markdown for each dissection."""
     columns = (
-        "epoch", "accuracy", "readme", "live", "associated", "placed", "learnt", "above_chance", "group pairs",
-        "encoding of gender", "what units learnt",
+        "epoch", "accuracy", "readme", "live", "associated", "placed", "learnt", "confounded", "above_chance",
+        "group pairs", "encoding of gender", "what units learnt", "behind what",
     )  # fmt: skip
     yield f"| {' | '.join(columns)} |"
     yield f"|{' --- |' * len(columns)}"
@@ -129,10 +130,11 @@ def table(dissections: list[Dissection], accuracies: list[float]) -> Iterator[st
     for epoch, (dissection, accuracy) in enumerate(zip(dissections, shares, strict=True)):
         layer, bar = dissection[LAYER], dissection.with_rule(README)
         ours = scalars(dissection)
-        asked = [ours[f"{prefix(LAYER, dissection.rule.name)}/{q}_units"] for q in ("associated", "placed", "learnt")]
+        questions = ("associated", "placed", "learnt", "confounded")
+        asked = [ours[f"{prefix(LAYER, dissection.rule.name)}/{question}_units"] for question in questions]
         units = [bar[LAYER].interpretable.sum(), layer.live, *asked, layer.interpretable.sum()]
         found = [f"{units[0]:.0f}", *(f"{n:.0f}" for n in units[1:]), _groups(dissection), _encoding(dissection)]
-        yield f"| {' | '.join([str(epoch or 'start'), accuracy, *found, _learnt(dissection)])} |"
+        yield f"| {' | '.join([str(epoch or 'start'), accuracy, *found, _learnt(dissection), _behind(dissection)])} |"
 
 
 def _groups(dissection: Dissection) -> str:
@@ -143,6 +145,11 @@ def _groups(dissection: Dissection) -> str:
 def _learnt(dissection: Dissection) -> str:
     names = [concept.name for concept in dissection.ontology.local]
     return _counted(names, (dissection[LAYER].defence.learnt == 1).sum(0).numpy())
+
+
+def _behind(dissection: Dissection) -> str:
+    counts = Counter(f"{one.group} {one.name}" for unit in dissection[LAYER].units for one in unit.confounded)
+    return _counted([*counts], np.array([*counts.values()]))
 
 
 def _counted(names: list[str] | tuple[str, ...], counts: np.ndarray) -> str:
