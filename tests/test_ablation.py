@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import runs
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
@@ -361,6 +361,22 @@ def test_a_dissection_that_failed_leaves_no_old_value_to_monitors(tmp_path: Path
     for key in ("units", "overall/effect"):
         nan = {step: np.isnan(value) for step, value in logger.values(f"{KEY}/{key}").items()}
         assert nan == {3: False, 7: True, 11: False}
+
+
+def test_a_first_dissection_that_failed_is_nan_to_monitors_and_ends_no_run(tmp_path: Path) -> None:
+    def forward(net: L.LightningModule, images: Tensor) -> None:
+        if net.current_epoch == 0 and net.global_step > 0:
+            raise ArithmeticError("no luck")
+        net(images)
+
+    hnd, logger = lenient(on_error="warn", forward_fn=forward), runs.Memory()
+    callback = AblationCallback("Eyeglasses", MeanSquaredError(), every_n_epochs=1, controls=1)
+    stop = EarlyStopping(f"{KEY}/overall/effect", patience=9, check_finite=False)
+    run = runs.trainer(tmp_path, hnd, callback, stop, logger=logger, max_epochs=2)
+    with pytest.warns(UserWarning, match="could not dissect the model at epoch 0, step 4"):
+        run.fit(runs.Net(example=True), *runs.data())
+    for key in ("units", "overall/effect", "overall/random"):
+        assert {step: np.isnan(value) for step, value in logger.values(f"{KEY}/{key}").items()} == {3: True, 7: False}
 
 
 @pytest.mark.skipif(not hasattr(L.pytorch.callbacks, "EMAWeightAveraging"), reason="since lightning 2.6")

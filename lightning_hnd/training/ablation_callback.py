@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,12 +15,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics import Metric
 
-from lightning_hnd.analyses.ablation import Ablation, Predict, ablate, predict_from_images
+from lightning_hnd.analyses.ablation import OVERALL, Ablation, Predict, ablate, predict_from_images
+from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report.keys import prefix
-from lightning_hnd.rules import Rule
 from lightning_hnd.showing.undisturbed import kept_generators, unlogged
 from lightning_hnd.training.callback import HNDCallback
 from lightning_hnd.training.monitors import Ablates, warn_of_averaging
+
+_KEYS = ("units", f"{OVERALL}/effect", f"{OVERALL}/random")
+"""Of what is logged of a layer those that are known before anything was measured."""
 
 
 class AblationCallback(Ablates):
@@ -32,7 +35,7 @@ class AblationCallback(Ablates):
     **Logged scalars** under ``hnd/<layer>/<rule>/ablation/<concept>/``: ``units``, how many are paired;
     ``overall/effect``, what switching them off changes, and ``overall/random``, what as many random ones do on average;
     and the same for each group that the batches name. 0 where no unit is paired, NaN where the dissection failed and
-    training goes on.
+    training goes on (of groups from the first measurement on).
 
     Args:
         concept: As in :func:`~lightning_hnd.ablate`.
@@ -112,7 +115,8 @@ class AblationCallback(Ablates):
 
     def _measure_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         hnd = _dissecting(trainer, self)
-        dissection, moment = hnd.latest, (trainer.current_epoch, trainer.global_step)
+        dissection = hnd.baseline if hnd.latest is None else hnd.latest  # the first one may have failed
+        moment = trainer.current_epoch, trainer.global_step
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or dissection is None:
             return
         if self._last is not None:
@@ -123,9 +127,10 @@ class AblationCallback(Ablates):
         if dissection.info["step"] != trainer.global_step and not failed:
             return
         self._last = moment
-        if failed:  # who monitors would read the old values
-            for found in self.latest.values():
-                _log(pl_module, dissection.rule, found, dict.fromkeys(_values(found), math.nan))
+        if failed:  # who monitors would read the old values, or find none
+            for layer in dissection:
+                known = _values(self.latest[layer.name]) if layer.name in self.latest else _KEYS
+                self._log(pl_module, layer, dict.fromkeys(known, math.nan))
             return
         data = _Batches(trainer, self._dataloader)
         for layer in dissection:
@@ -143,7 +148,12 @@ class AblationCallback(Ablates):
                 )
             self.latest[layer.name] = found
             rank_zero_info(str(found))
-            _log(pl_module, dissection.rule, found, _values(found))
+            self._log(pl_module, layer, _values(found))
+
+    def _log(self, pl_module: pl.LightningModule, layer: LayerDissection, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            name = f"{prefix(layer.name, layer.rule.name)}/ablation/{self.concept}/{key}"
+            pl_module.log(name, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -168,12 +178,6 @@ def _in_precision(trainer: pl.Trainer, predict: Predict, model: Any, batch: Any)
 
 def _values(found: Ablation) -> dict[str, float]:
     return {"units": float(len(found.units)), **found.scalars()}
-
-
-def _log(pl_module: pl.LightningModule, rule: Rule, found: Ablation, values: dict[str, float]) -> None:
-    for key, value in values.items():
-        name = f"{prefix(found.layer, rule.name)}/ablation/{found.concept}/{key}"
-        pl_module.log(name, torch.tensor(value), on_step=False, on_epoch=True, batch_size=1)
 
 
 class _Batches:
