@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from lightning_hnd import README, Concept, Dissection, FaceDictionary, GlobalConcept, Ontology, Rule
+from lightning_hnd import README, Concept, Dissection, FaceDictionary, GlobalConcept, LayerDissection, Ontology, Rule
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.report import concept_histogram, markdown_table, overlays, scalars
+from lightning_hnd.report.console import show
 
 ONTOLOGY = Ontology(
     local=(
@@ -106,6 +109,18 @@ def test_tables_list_the_interpretable_units_strongest_first() -> None:
         "| 5 | Nose | nose 1.00 (0.050) |  |",
     ]
     assert "conv: 3 of 5 live units interpretable (Eye 1, Nose 1, Mouth 1); 1 dead" in markdown_table(by_hand())
+
+
+def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    named = by_hand()
+    local = tuple(
+        replace(c, name={"Eyeglasses": "[red]", "mouth": "[/b] :nose:"}.get(c.name, c.name)) for c in ONTOLOGY.local
+    )
+    layer = LayerDissection.of("conv", Ontology(local, ONTOLOGY.global_), README, named["conv"].statistics)
+    show([replace(named, layers={"conv": layer})], "At start")
+    shown = capsys.readouterr().out
+    assert "[red]" in shown
+    assert "[/b] :nose:" in shown
 
 
 def test_overlays_light_what_fires_and_darken_the_rest() -> None:

@@ -21,10 +21,17 @@ def show(readings: Sequence[Dissection], title: str) -> None:
         title: Says of when it is.
     """
     text = io.StringIO()
-    console = Console(file=text, force_terminal=sys.stdout.isatty(), width=Console().width)
+    console = Console(
+        file=text,
+        force_terminal=sys.stdout.isatty(),
+        width=Console().width,
+        markup=False,  # names are shown as they are, brackets and all
+        emoji=False,
+        highlight=False,
+    )
     for layers in zip(*readings, strict=True):
         for layer in layers:
-            console.print(f"{title} | {layer.rule.name} | {layer.headline}", highlight=False, markup=False)
+            console.print(f"{title} | {layer.rule.name} | {layer.headline}")
         if layers[-1].strongest:
             console.print(summary_table(layers[-1]))
     tqdm.write(text.getvalue().rstrip("\n"))
