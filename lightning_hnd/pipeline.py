@@ -85,6 +85,7 @@ def dissect(
         5
     """
     rule = Rule(quantile, iou_threshold, firing_only, level)
+    fresh = FreshWeights.chosen(fresh_seeds, factory, level)
     if budget < 0:
         raise ValueError(f"budget must not be negative, got {budget}")
     showing = Showing(grid, forward_fn, batch_size, progress)
@@ -92,8 +93,7 @@ def dissect(
     if said:
         print(said)
     null: Null = {}
-    if fresh_seeds or factory is not None:  # first, for it may be refused
-        fresh = FreshWeights.chosen(fresh_seeds, factory, level)
+    if fresh.seeds:  # first, for it may be refused
         null = fresh_null(model, dictionary, names, showing, fresh=fresh, budget=budget)
     statistics = measure(model, dictionary, names, rule.quantile, showing, budget=budget, evidence=level is not None)
     return Dissection.from_statistics(with_null(statistics, null), dictionary.ontology, rule, describe(dictionary))

@@ -230,6 +230,21 @@ def test_seeds_that_are_none_or_come_twice_are_refused_when_the_callback_is_made
         HNDCallback(fresh_seeds=seeds)
 
 
+@pytest.mark.parametrize("seeds", [np.arange(2), [np.int64(0), np.int64(1)], range(2)])
+def test_whole_numbers_of_any_type_make_the_same_networks(seeds: Any) -> None:
+    """Which the next fit and a resumed run know again by their seeds, as they are written out."""
+    fresh = FreshWeights.chosen(seeds, None, 0.05)
+    assert fresh == FreshWeights.chosen((0, 1), None, 0.05)
+    assert repr(fresh.seeds) == "(0, 1)"
+
+
+def test_an_array_of_one_seed_is_a_seed() -> None:
+    faces, model = FaceDictionary.rendered(size=32, images=40), network()
+    found, expected = (dissect(model, faces, "4", fresh_seeds=seeds) for seeds in (np.array([0]), (0,)))
+    assert found["4"].asked_fresh
+    assert found == expected
+
+
 def test_a_factory_that_returns_no_network_is_refused() -> None:
     faces = FaceDictionary.rendered(size=32, images=20)
     with pytest.raises(TypeError, match="factory must return a network .* got None"):

@@ -52,23 +52,27 @@ class FreshWeights:
     def chosen(
         cls, seeds: Sequence[int] | None, factory: Callable[[], nn.Module] | None, level: float | None
     ) -> FreshWeights:
-        """What a user asks for: None is no wish.
+        """What a user asks for: None is no wish, and :data:`SEEDS` where there is a level.
 
         Raises:
             TypeError: If the seeds are not several whole numbers.
             ValueError: If one comes twice, a factory has none, or there is a wish, and no level at which to compare.
         """
+        if seeds is not None:
+            if not isinstance(seeds, Iterable) or not all(isinstance(seed, Integral) for seed in seeds):
+                raise TypeError(
+                    f"fresh_seeds are whole numbers, one for each network, such as (101, 102), got {seeds!r}"
+                )
+            seeds = tuple(map(int, seeds))  # of whatever type, the networks are the same
         if (seeds or factory is not None) and level is None:
             raise ValueError("fresh_seeds and factory are of use under a level only; give level=0.05 as well")
         if seeds is None:
-            return cls(SEEDS, factory, factory is not None)
-        if not isinstance(seeds, Iterable) or not all(isinstance(seed, Integral) for seed in seeds):
-            raise TypeError(f"fresh_seeds are whole numbers, one for each network, such as (101, 102), got {seeds!r}")
+            return cls(() if level is None else SEEDS, factory, factory is not None)
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"fresh_seeds must differ, for a network counts once, got {seeds!r}")
         if factory is not None and not seeds:
             raise ValueError(f"factory makes no network without a seed; give fresh_seeds={SEEDS} as well")
-        return cls(tuple(seeds), factory, bool(seeds))
+        return cls(seeds, factory, bool(seeds))
 
     def obstacle(self, model: nn.Module, *, split: bool) -> str | None:
         """Why such networks cannot be made of a model, and what would help; None if they can.
