@@ -29,6 +29,8 @@ _OTHER_VERSION = "{} another version of lightning-hnd: dissect it anew, or read 
 class ConceptPairing:
     """A local concept that a unit is paired with: its probability within the unit's region, and their IoU.
 
+    The probability is 0 for a concept of another region, with which a unit can be paired under a rule with a level.
+
     Under :data:`~lightning_hnd.ABOVE_CHANCE` also what the pairing survived, True or False, None where the question
     does not apply or was not asked: ``associated``, ``placed``, ``learnt``; and ``agreement``, the mean correlation
     between map and mask.
@@ -91,7 +93,8 @@ class Unit:
         dead: Whether its activation never varies over the dictionary; it pairs with nothing then.
         threshold: The activation above which it fires.
         region: Its facial region, None where it is not local.
-        concepts: The concepts of its region that it is paired with, most probable first.
+        concepts: The concepts that it is paired with, by :attr:`ConceptPairing.strength`; under a rule without a level
+            those of its region alone.
         groups: The groups that it is paired with, in the order of the ontology.
         confounded: The concepts that it is not paired with for a group may stand behind them; under
             :data:`~lightning_hnd.ABOVE_CHANCE` alone.
@@ -332,7 +335,7 @@ class LayerDissection:
 
     @property
     def headline(self) -> str:
-        """One sentence: how many units are interpretable, in which regions, and what keeps others from it."""
+        """One sentence: how many units are interpretable, in which regions; confounded, interpretable or not; dead."""
         regions = [f"{r} {n}" for r, n in zip(self.ontology.regions, self.units_per_region, strict=True) if n]
         where = f" ({', '.join(regions)})" if regions else ""
         dead = f"; {len(self) - self.live} dead" if self.live < len(self) else ""

@@ -103,8 +103,7 @@ def contrasts(label: Tensor, concept: Tensor) -> Contrasts:
             other.
 
     Returns:
-        The contrasts. A label cannot be told where fewer than five images have it or have it not, or others explain
-        more than 90 % of its variance.
+        The contrasts. Which labels cannot be told :func:`told_apart` says.
 
     Raises:
         ValueError: If shapes disagree.

@@ -77,7 +77,8 @@ def partial_rank_test(response: Tensor, label: Tensor, others: Tensor, least: fl
 
     Returns:
         The test of each unit, ``[U]`` float64. NaN for all if there are fewer than five images with or without the
-        label, or the others explain more than 90 % of its variance: the label cannot be told from them.
+        label, or the others explain more than 90 % of its variance or say too much for so few images: the label cannot
+        be told from them (:func:`~lightning_hnd.functional.labels.told_apart`). Only the AUC needs no others.
 
     Example:
         >>> import torch
@@ -112,7 +113,7 @@ class Contrast(NamedTuple):
         return cls(label, basis, torch.zeros_like(label, dtype=torch.float64) if left is None else left)
 
     def of_ranks(self, ranks: Tensor, step: Tensor, least: float = LEAST_EFFECT) -> RankTest:
-        """The test of what :func:`~lightning_hnd.functional.affinity.ranks_and_step` makes of ``U`` rows ``[U, n]``."""
+        """The test of what :func:`~lightning_hnd.functional.ranks.ranks_and_step` makes of ``U`` rows ``[U, n]``."""
         label, basis, left = (part.to(ranks) for part in self)
         n, inside = len(label), int(label.sum())
         undecided = torch.full_like(step, torch.nan)
