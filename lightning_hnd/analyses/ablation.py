@@ -136,7 +136,11 @@ def ablate(
     found = dissection[next(iter(dissection.layers)) if layer is None else layer]
     units = paired_units(found, concept)
     if not units and none_paired == "raise":
-        raise ValueError(f"no unit of layer {found.name!r} is paired with {concept!r} under rule {found.rule.name}")
+        others = [label for label in found.ontology.labels if paired_units(found, label)]
+        raise ValueError(
+            f"no unit of layer {found.name!r} is paired with {concept!r} under rule {found.rule.name}; there are units "
+            f"of: {', '.join(others) or 'none'}"
+        )
     draws = _random_units(torch.as_tensor(~found.dead), len(units), controls, seed)
     with undisturbed(model):
         intact, *changed = (
