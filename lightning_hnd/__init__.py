@@ -8,7 +8,7 @@ from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.history.alerts import Alarm, BiasAlert
 from lightning_hnd.history.timeline import Timeline
-from lightning_hnd.layer_dissection import ConceptPairing, ConfoundedPairing, GroupPairing, LayerDissection, Unit
+from lightning_hnd.layer_dissection import ConceptPairing, ConfoundedConcept, GroupPairing, LayerDissection, Unit
 from lightning_hnd.measuring.metric import DissectionMetric
 from lightning_hnd.pipeline import dissect
 from lightning_hnd.rendering import RenderedFaces
@@ -27,7 +27,7 @@ __all__ = [
     "BiasAlert",
     "Concept",
     "ConceptPairing",
-    "ConfoundedPairing",
+    "ConfoundedConcept",
     "DictionaryBatch",
     "Dissection",
     "DissectionMetric",

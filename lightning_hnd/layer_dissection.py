@@ -71,7 +71,7 @@ class GroupPairing:
 
 
 @dataclass(frozen=True)
-class ConfoundedPairing:
+class ConfoundedConcept:
     """A local concept that a unit is not paired with only because a group may stand behind it.
 
     At the concept's usual place the ``group`` of the global ``concept`` makes ``ratio`` times the difference that the
@@ -106,7 +106,7 @@ class Unit:
     region: str | None
     concepts: tuple[ConceptPairing, ...]
     groups: tuple[GroupPairing, ...]
-    confounded: tuple[ConfoundedPairing, ...] = ()
+    confounded: tuple[ConfoundedConcept, ...] = ()
 
     @property
     def interpretable(self) -> bool:
@@ -166,7 +166,7 @@ class LayerDissection:
         """
         if "placed_z" not in self.statistics:
             raise ValueError(f"layer {self.name!r} was measured without evidence of chance: dissect it with level=0.05")
-        if "behind_ratio" not in self.statistics:
+        if "confound_ratio" not in self.statistics:
             raise ValueError(_OTHER_VERSION.format(f"the evidence of layer {self.name!r} is of"))
         numbers = {name: torch.tensor(value) for name, value in self.statistics.items() if value.dtype.kind in "fi"}
         null = null_of(self.statistics)
@@ -238,11 +238,11 @@ class LayerDissection:
         return _frozen(torch.cat([*paired, torch.zeros(len(self), 0, dtype=torch.bool)], dim=1).numpy())
 
     @cached_property
-    def behind(self) -> Array:
-        """``[U, C]``, of each :class:`ConfoundedPairing` the group, on the axis of all; -1 elsewhere."""
+    def confounding_group(self) -> Array:
+        """``[U, C]``, of each :class:`ConfoundedConcept` the group, on the axis of all; -1 elsewhere."""
         if self.rule.level is None:
             return _frozen(np.full(self.iou.shape, -1))
-        return _frozen(self.defence.behind.numpy())
+        return _frozen(self.defence.confounding_group.numpy())
 
     @property
     def live(self) -> int:
@@ -301,10 +301,12 @@ class LayerDissection:
                 for g in np.flatnonzero(self.paired_groups[u])
             ),
             confounded=tuple(
-                ConfoundedPairing(
-                    local[c].name, *groups[int(self.behind[u, c])], float(self.statistics["behind_ratio"][u, c])
+                ConfoundedConcept(
+                    local[c].name,
+                    *groups[int(self.confounding_group[u, c])],
+                    float(self.statistics["confound_ratio"][u, c]),
                 )
-                for c in np.flatnonzero(self.behind[u] >= 0)
+                for c in np.flatnonzero(self.confounding_group[u] >= 0)
             ),
         )
 
@@ -339,7 +341,7 @@ class LayerDissection:
         regions = [f"{r} {n}" for r, n in zip(self.ontology.regions, self.units_per_region, strict=True) if n]
         where = f" ({', '.join(regions)})" if regions else ""
         dead = f"; {len(self) - self.live} dead" if self.live < len(self) else ""
-        number = int((self.behind >= 0).any(axis=1).sum())
+        number = int((self.confounding_group >= 0).any(axis=1).sum())
         confounded = f"; {number} confounded with groups" if number else ""
         found = int(self.interpretable.sum())
         return f"{self.name}: {found} of {self.live} live units interpretable{where}{confounded}{dead}"

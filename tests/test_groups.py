@@ -49,7 +49,7 @@ def confounded(images: int = 240, seed: int = 0) -> tuple[FaceDictionary, Tensor
 
 
 def gather(faces: FaceDictionary, maps: Tensor, batch_size: int = 64) -> dict[str, Tensor]:
-    evidence = GroupEvidence(faces, [])
+    evidence = GroupEvidence(faces, {})
     for batch in faces.batches(batch_size):
         some = maps[batch.index]
         evidence.update(some, some.new_zeros(*some.shape[:2], 0), batch.index)

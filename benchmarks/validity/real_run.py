@@ -122,7 +122,7 @@ def table(dissections: list[Dissection], accuracies: list[float]) -> Iterator[st
     """A row of Markdown for each dissection."""
     columns = (
         "epoch", "accuracy", "readme", "live", "associated", "placed", "learnt", "confounded", "above_chance",
-        "group pairs", "encoding of gender", "what units learnt", "behind what",
+        "group pairs", "encoding of gender", "what units learnt", "confounded with",
     )  # fmt: skip
     yield f"| {' | '.join(columns)} |"
     yield f"|{' --- |' * len(columns)}"
@@ -134,7 +134,8 @@ def table(dissections: list[Dissection], accuracies: list[float]) -> Iterator[st
         asked = [ours[f"{prefix(LAYER, dissection.rule.name)}/{question}_units"] for question in questions]
         units = [bar[LAYER].interpretable.sum(), layer.live, *asked, layer.interpretable.sum()]
         found = [f"{units[0]:.0f}", *(f"{n:.0f}" for n in units[1:]), _groups(dissection), _encoding(dissection)]
-        yield f"| {' | '.join([str(epoch or 'start'), accuracy, *found, _learnt(dissection), _behind(dissection)])} |"
+        cells = [str(epoch or "start"), accuracy, *found, _learnt(dissection), _confounded(dissection)]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _groups(dissection: Dissection) -> str:
@@ -147,7 +148,7 @@ def _learnt(dissection: Dissection) -> str:
     return _counted(names, (dissection[LAYER].defence.learnt == 1).sum(0).numpy())
 
 
-def _behind(dissection: Dissection) -> str:
+def _confounded(dissection: Dissection) -> str:
     counts = Counter(f"{one.group} {one.name}" for unit in dissection[LAYER].units for one in unit.confounded)
     return _counted([*counts], np.array([*counts.values()]))
 

@@ -13,7 +13,7 @@ from lightning_hnd.functional.labels import LEAST_IMAGES
 _UNKNOWN = 0
 _AGES = (20.0, 40.0, 60.0)
 _BINS = 4  # for labels that are numbers, and of which no groups are known
-_TOLD = 0.9  # share of images of which a label must be known to be held fixed by that
+_UNTOLD = frozenset(("", "nan", "none", "n/a", "na", "unknown", "?"))
 _CODES = 10  # different numbers at most that are taken for codes of groups, each its own
 
 
@@ -29,7 +29,8 @@ def numbered_labels(labels: Sequence[Mapping[str, str]], ontology: Ontology) -> 
     Returns:
         ``[N, K]`` int64; that nothing is known is a label, too: 0.
     """
-    columns = [_numbers(concept.name, [of.get(concept.name, "") for of in labels]) for concept in ontology.global_]
+    names = [concept.name for concept in ontology.global_]
+    columns = [_numbers(name, [_told(of.get(name, "")) for of in labels]) for name in names]
     return torch.stack(columns, dim=1) if columns else torch.zeros(len(labels), 0, dtype=torch.int64)
 
 
@@ -55,8 +56,16 @@ def other_labels(known: Tensor, ontology: Ontology, concept: str | None = None) 
 
 
 def held_fixed(known: Tensor) -> Tensor:
-    """Of which global concepts ``labels.csv`` tells of nearly all of these images ``[n, K]``: ``[K]`` bool."""
-    return (known != _UNKNOWN).double().mean(0) >= _TOLD
+    """Which global concepts ``labels.csv`` tells of all of these images ``[n, K]``: ``[K]`` bool.
+
+    Of a few per cent that it does not tell what else is known cannot take a label's place: with the others explained,
+    it is those that an answer would rest on.
+    """
+    return (known != _UNKNOWN).all(0)
+
+
+def _told(value: str) -> str:
+    return "" if value.strip().lower() in _UNTOLD else value.strip()
 
 
 def _numbers(name: str, values: list[str]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.dictionary.known import other_labels
+from lightning_hnd.dictionary.known import held_fixed, other_labels
 from lightning_hnd.evidence.groups import GroupEvidence, roots
 from lightning_hnd.evidence.places import MODES, Places, beside_mean, emphasised
 from lightning_hnd.functional.host import averaged
@@ -55,8 +55,9 @@ class Evidence:
         self._cells = (0, 0)
         self._sums = torch.zeros(0)  # [C, 5 K + 1, U] float64: of K modes a; the agreement; a^2, a^3, a^4 and a l
         self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then of concepts
-        self._absent = [c for kind in self._kinds for c in kind.tests]
-        self._groups = GroupEvidence(faces, self._absent)
+        not_fixed = {c: ~kind.fixed for kind in self._kinds for c in kind.tests if not bool(kind.fixed.all())}
+        self._confoundable = [*not_fixed]  # by groups
+        self._groups = GroupEvidence(faces, not_fixed)
 
     @property
     def kept_bytes(self) -> int:
@@ -90,7 +91,7 @@ class Evidence:
             return places.usual[[*concepts]].to(flat) @ strong.transpose(1, 2)
 
         if len(grouped):
-            at_places = shown(grouped, self._absent).transpose(1, 2)
+            at_places = shown(grouped, self._confoundable).transpose(1, 2)
             self._groups.update(_some(maps, grouped), at_places, batch.index[grouped])
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             rows = (batch.source == kind.number).nonzero().flatten()
@@ -140,10 +141,10 @@ class Evidence:
               :func:`~lightning_hnd.evidence.places.emphasised` over the place), over the images of the concept's
               source, the other concepts of the source, and the groups that ``labels.csv`` tells of its images, being
               the other labels
-            - ``behind_ratio``, ``behind_group [U, C]``: how many times as large a difference as the concept a global
-              concept makes to that (:func:`~lightning_hnd.evidence.groups.roots` of it), and its group that has most
-              of it, of what is not held fixed (:meth:`~lightning_hnd.evidence.groups.GroupEvidence.compute`); 0 and -1
-              where none makes any
+            - ``confound_ratio``, ``confound_group [U, C]``: how many times as large a difference as the concept a
+              global concept makes to that (to its :func:`~lightning_hnd.evidence.groups.roots`, in standard deviations
+              of what is left of it), and which group differs most, of what is not held fixed
+              (:meth:`~lightning_hnd.evidence.groups.GroupEvidence.compute`); 0 and -1 where none makes any
             - ``placed_z``, ``placed_effect [U, C]``:
               :func:`~lightning_hnd.functional.significance.exchanged_masks_test`; z is 0 at most where the agreement is
             - ``placed_correlation [U, C, K]``, ``placed_share [C, K]``: of concepts without absence that of each mode
@@ -179,8 +180,8 @@ class Evidence:
             groups = [of_groups for _, (_, *of_groups) in shares if of_groups]
             total = [torch.stack(own).sum(0) for own in zip(*groups, strict=True)]
             result |= self._groups.compute(total, units)
-        behind = result.pop("behind_difference")
-        result["behind_ratio"] = torch.zeros_like(behind)
+        of_groups = result.pop("confound_difference")
+        result["confound_ratio"] = torch.zeros_like(of_groups)
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             images = seen.all_images(processes)
             shown, in_order = images.sort()  # whichever process has seen which
@@ -201,8 +202,8 @@ class Evidence:
                     some = slice(first, first + len(test.z))  # among units
                     for name, value in test._asdict().items():
                         result[f"associated_{name}"][some, c] = value.cpu()
-                    ratio = behind[some, c] / contrast.difference(block[own]).cpu().clamp(min=0)
-                    result["behind_ratio"][some, c] = torch.where(behind[some, c] > 0, ratio, 0.0)
+                    ratio = of_groups[some, c] / contrast.difference(block[own]).cpu().clamp(min=0)
+                    result["confound_ratio"][some, c] = torch.where(of_groups[some, c] > 0, ratio, 0.0)
 
             seen.each(units, len(kind.tests), len(images), processes, associate)
         return result
@@ -233,12 +234,14 @@ class _Kind:
         concepts: ``L`` concepts that have masks.
         tests: Of those of them that enough images carry and enough do not the contrast over the source's images: other
             concepts, and what ``labels.csv`` says of groups, held fixed.
+        fixed: ``[K]`` bool, the global concepts of which it says enough for that.
     """
 
     number: int
     images: Tensor
     concepts: list[int]
     tests: dict[int, Contrast]
+    fixed: Tensor
 
     @classmethod
     def of(cls, faces: FaceDictionary, kind: int) -> _Kind:
@@ -246,7 +249,7 @@ class _Kind:
         concepts = [c for c, k in enumerate(faces.ontology.concept_kind) if k == kind and count[c]]
         absent = [c for c in concepts if LEAST_IMAGES <= count[c] <= len(images) - LEAST_IMAGES]
         tests = {c: Contrast.of(*label_and_others(faces, c)) for c in absent}
-        return cls(kind, images, concepts, tests)
+        return cls(kind, images, concepts, tests, held_fixed(faces.known[images]))
 
 
 def label_and_others(faces: FaceDictionary, concept: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_hnd.dictionary import FaceDictionary
-from lightning_hnd.dictionary.known import held_fixed, other_labels
+from lightning_hnd.dictionary.known import other_labels
 from lightning_hnd.functional.defence import WORTH_ASKING
 from lightning_hnd.functional.host import averaged
-from lightning_hnd.functional.significance import Contrast, strongest, upper_tail
+from lightning_hnd.functional.labels import LEAST_IMAGES, LEAST_TOLERANCE
+from lightning_hnd.functional.significance import Contrast, residual_spread, strongest, upper_tail
 
 GRID = 8
 """Cells of maps on a side, each of which is asked; larger maps are averaged down to it."""
@@ -26,12 +27,13 @@ class _Tests(NamedTuple):
     Attributes:
         z: Score tests.
         effect: Partial correlations.
-        difference: How much more the response is with the group than without, in its own unit.
+        mean: What the response of the group is on average, other labels held fixed, but for a constant: in standard
+            deviations of what groups and other labels leave of it.
     """
 
     z: Tensor
     effect: Tensor
-    difference: Tensor
+    mean: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,17 @@ class _Comparison:
         place: ``[N]``, the row of each image, -1 where it has no group of the concept.
         left: ``[n, G]``, what other labels do not explain of each group; all 0 if they explain nearly all.
         basis: ``[n, r]``, orthonormal: a constant and the other labels.
-        share: ``[G]``, of the images, that each group has.
+        joint: ``[G, G]``, what makes means of groups of sums with ``left``: the solution of least squares, all groups
+            and other labels together. Of mixes of groups of which the others explain more than 90 % it makes nothing.
+        pooled: Whether there are enough images of groups that are not told from the others, for one by itself has too
+            few: of them together the mean is 0.
     """
 
     place: Tensor
     left: Tensor
     basis: Tensor
-    share: Tensor
+    joint: Tensor
+    pooled: bool
 
     @classmethod
     def of(cls, faces: FaceDictionary, k: int) -> _Comparison:
@@ -58,11 +64,17 @@ class _Comparison:
         place[images] = torch.arange(len(images))
         others = other_labels(faces.known[images], faces.ontology, concept.name)
         member = functional.one_hot(group[images], len(concept.groups)).bool()
-        share = member.double().sum(0) / max(1, len(images))
         if not len(images):
-            return cls(place, member.double(), torch.zeros(0, 0).double(), share)
+            none = torch.zeros(0, len(concept.groups), dtype=torch.float64)
+            return cls(place, none, none[:, :0], none.t() @ none, pooled=False)
         contrasts = [Contrast.of(one, others) for one in member.t()]
-        return cls(place, torch.stack([contrast.left for contrast in contrasts], dim=1), contrasts[0].basis, share)
+        left, count = torch.stack([contrast.left for contrast in contrasts], dim=1), member.double().sum(0)
+        told = (left != 0).any(0)
+        scale = torch.where(told, (count * (1 - count / len(images))).clamp(min=1).rsqrt(), 0.0)
+        correlations = scale[:, None] * (left.t() @ left) * scale  # of groups, as far as others do not explain them
+        joint = torch.linalg.pinv(correlations, atol=LEAST_TOLERANCE, rtol=0.0, hermitian=True)
+        pooled = bool(count[~told].sum() >= LEAST_IMAGES)
+        return cls(place, left, contrasts[0].basis, scale[:, None] * joint * scale, pooled)
 
     @property
     def told(self) -> Tensor:
@@ -104,19 +116,26 @@ class _Comparison:
         told = self.told[:, None]
         alike = norm.square() / max(1, len(self.left) - rank)
         z = torch.where(constant, 0.0, total / torch.maximum(variance, alike).clamp(min=1e-200).sqrt())
-        difference = total / self.left.square().sum(0)[:, None]
-        found = z, *(torch.where(constant, 0.0, part) for part in (total / norm, difference))
+        mean = self.joint @ total
+        mean = mean / residual_spread(spread - (total * mean).sum(0), square[0], len(self.left) - rank - groups + 1)
+        found = z, *(torch.where(constant, 0.0, part) for part in (total / norm, mean))
         return _Tests(*(torch.where(told, part, torch.nan) for part in found))
 
-    def range(self, difference: Tensor) -> tuple[Tensor, Tensor]:
-        """From the group with the least of a response to that with most: how far, and the latter, ``[U, A]`` each.
+    def range(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """From the group with the least of a response to that with most, and which one is further from the average.
 
         Args:
-            difference: ``[G, U, A]``; the mean of a group is ``1 - share`` of it above that of all.
+            mean: ``[G, U, A]``, see :class:`_Tests`.
+
+        Returns:
+            How far ``[U, A]``, and the group ``[U, A]``.
         """
-        beyond = (1 - self.share)[:, None, None] * difference
-        most, group = torch.nan_to_num(beyond, nan=-torch.inf).max(0)
-        return most - torch.nan_to_num(beyond, nan=torch.inf).amin(0), group
+        most, high = torch.nan_to_num(mean, nan=-torch.inf).max(0)
+        least, low = torch.nan_to_num(mean, nan=torch.inf).min(0)
+        if self.pooled:
+            most, least = most.clamp(min=0), least.clamp(max=0)
+        middle = mean.nanmean(0)
+        return most - least, torch.where(middle - least > (1 + 1e-9) * (most - middle), low, high)
 
 
 class GroupEvidence:
@@ -124,19 +143,19 @@ class GroupEvidence:
 
     Args:
         faces: The dictionary that streams by.
-        concepts: ``A`` local concepts, at whose usual places it is asked as well.
+        confounders: Of ``A`` local concepts, at whose usual places it is asked as well, the global concepts ``[K]``
+            bool that are not held fixed for it.
 
     Attributes:
         sums: For each global concept, once an image with a group was seen; those of processes add up.
     """
 
-    def __init__(self, faces: FaceDictionary, concepts: Sequence[int]) -> None:
+    def __init__(self, faces: FaceDictionary, confounders: Mapping[int, Tensor]) -> None:
         self._comparisons = [faces.once(_Comparison.of, k) for k in range(len(faces.ontology.global_))]
         self._groups = [len(concept.groups) for concept in faces.ontology.global_]
-        self._concepts, self._local = [*concepts], len(faces.ontology.local)
-        kinds = range(len(faces.ontology.kinds))
-        self._fixed = [held_fixed(faces.known[faces.source == kind]) for kind in kinds]
-        self._kind = [faces.ontology.concept_kind[c] for c in concepts]
+        self._concepts, self._local = [*confounders], len(faces.ontology.local)
+        of_each = [own.tolist() for own in confounders.values()]
+        self._confounds = torch.tensor(of_each, dtype=torch.bool).view(len(of_each), len(self._groups))
         self.sums: list[Tensor] = []
 
     def update(self, maps: Tensor, shown: Tensor, images: Tensor) -> None:
@@ -166,10 +185,10 @@ class GroupEvidence:
 
         Returns:
             - ``group_z``, ``group_effect [U, G]``: those of each unit's strongest response, of as many as were asked
-            - ``behind_difference``, ``behind_group [U, C]``: of the global concept which makes the largest difference
-              to what a unit shows at a local one's place, that between the groups with most and with least, and the
-              group with most. Counted are those that are not held fixed for the local concept, and make a difference
-              at all: one group's p-value, times the number of groups, is at most
+            - ``confound_difference``, ``confound_group [U, C]``: of the confounder which makes the largest difference
+              to what a unit shows at a concept's place, that between the groups with most and with least, in standard
+              deviations of what is left of it, and the group that differs most from the others. Counted are those that
+              make a difference at all: one group's p-value, times the number of groups, is at most
               :data:`~lightning_hnd.functional.defence.WORTH_ASKING`. 0 and -1 where none does
         """
         z, effect = [torch.zeros(units, 0, dtype=torch.float64)], [torch.zeros(units, 0, dtype=torch.float64)]
@@ -183,21 +202,20 @@ class GroupEvidence:
             effect.append(tests.effect[:, :, :asked].amax(2).t())
             at_places.append(_Tests(*(part[:, :, asked:] for part in tests)))
         found = {"group_z": torch.cat(z, dim=1), "group_effect": torch.cat(effect, dim=1)}
-        return found | self._behind(at_places, units)
+        return found | self._confounded(at_places, units)
 
-    def _behind(self, tests: Sequence[_Tests], units: int) -> dict[str, Tensor]:
+    def _confounded(self, tests: Sequence[_Tests], units: int) -> dict[str, Tensor]:
         difference, group = torch.zeros(units, self._local).double(), torch.full((units, self._local), -1)
         told, first = sum(int(comparison.told.sum()) for comparison in self._comparisons), 0
-        for k, (comparison, (z, _, made)) in enumerate(zip(self._comparisons, tests, strict=True)):
-            fixed = torch.tensor([bool(self._fixed[kind][k]) for kind in self._kind], dtype=torch.bool)
+        for k, (comparison, (z, _, mean)) in enumerate(zip(self._comparisons, tests, strict=True)):
             differs = torch.nan_to_num(upper_tail(z), nan=1.0).amin(0) * told <= WORTH_ASKING
-            most, of_group = comparison.range(made)
+            most, of_group = comparison.range(mean)
             known = difference[:, self._concepts], group[:, self._concepts]
-            larger = differs & ~fixed & (most > known[0])
+            larger = differs & self._confounds[:, k] & (most > known[0])
             difference[:, self._concepts] = torch.where(larger, most, known[0])
             group[:, self._concepts] = torch.where(larger, first + of_group, known[1])
-            first += len(made)
-        return {"behind_difference": difference, "behind_group": group}
+            first += len(mean)
+        return {"confound_difference": difference, "confound_group": group}
 
 
 def responses(maps: Tensor) -> Tensor:

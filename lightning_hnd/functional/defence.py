@@ -42,8 +42,8 @@ class Defence(NamedTuple):
         placed: ``[U, C]`` int8.
         learnt: ``[U, C]`` int8, -1 for all where no networks with fresh weights were measured.
         groups: ``[U, G]`` bool, pairs of units and groups that survive.
-        behind: ``[U, C]`` int64, of pairs that survive all else the group that makes a larger difference than the
-            concept, so that they are not paired; -1 of all others.
+        confounding_group: ``[U, C]`` int64, of pairs that survive all else the group that makes a larger difference
+            than the concept, so that they are not paired; -1 of all others.
     """
 
     paired: Tensor
@@ -51,7 +51,7 @@ class Defence(NamedTuple):
     placed: Tensor
     learnt: Tensor
     groups: Tensor
-    behind: Tensor
+    confounding_group: Tensor
 
 
 def defend(
@@ -73,8 +73,8 @@ def defend(
     than the concept does, and the labels of the concept's images do not tell the group. If a unit responds to a group
     alone, then whatever is more frequent in the group makes a difference, but never a larger one: among faces with the
     concept the response is a mean of those of the groups, and so it is among the others. And if it responds to the
-    concept alone, groups that have it more often make no larger difference. Nothing is named by this, so that no more
-    is false; where it strikes, the association counts as one that cannot be told from the group.
+    concept alone, groups that have it more often make no larger difference. Such a pair is asked and fails, with a
+    p-value of 1: to drop it afterwards would name as many false pairs among fewer true ones.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
@@ -87,23 +87,37 @@ def defend(
     """
     p_associated, p_placed = (upper_tail(evidence[name]) for name in ("associated_z", "placed_z"))
     has_absence = evidence["associated_auc"].isfinite()
-    is_associated = units_then_concepts(p_associated, live, level)
-    worth_asking = p_associated <= WORTH_ASKING
-    weaker = torch.maximum(p_associated / WORTH_ASKING, p_placed)
-    paired = units_then_concepts(torch.where(has_absence, torch.nan, p_placed), live, level / 2)
-    paired |= units_then_concepts(torch.where(worth_asking, weaker, torch.nan), live, level / 2) & is_associated
-    is_placed = units_then_concepts(p_placed, live, level) | paired  # what is paired has answered it, among fewer
-    confounded = is_associated & (evidence["behind_ratio"] > 1)
-    associated = _verdict(is_associated, ~p_associated.isnan() & ~confounded)
+    larger = evidence["confound_ratio"] > 1
+    # as if no group stood behind anything, which says what one stands behind, and as it is
+    (seems_associated, would_pair), (is_associated, paired) = (
+        _local_pairs(p_associated, p_placed, has_absence, failed, live, level)
+        for failed in (torch.zeros_like(larger), larger)
+    )
+    confounded = would_pair & larger
+    # what is paired, or would be, has answered it, among fewer
+    is_placed = units_then_concepts(p_placed, live, level) | paired | confounded
+    associated = _verdict(is_associated, ~p_associated.isnan() & ~(seems_associated & larger))
     placed = _verdict(is_placed, ~p_placed.isnan())
     groups = units_then_concepts(upper_tail(evidence["group_z"]), live, level)
     learnt = torch.full_like(placed, -1)
     if fresh is not None:
         concepts_beyond, groups_beyond = beyond_fresh(evidence, live, fresh, level)
         learnt = _verdict(concepts_beyond, ~p_placed.isnan())
-        paired, groups = paired & concepts_beyond, groups & groups_beyond
-    behind = torch.where(paired & confounded, evidence["behind_group"], -1)
-    return Defence(paired & ~confounded, associated, placed, learnt, groups, behind)
+        paired, confounded, groups = paired & concepts_beyond, confounded & concepts_beyond, groups & groups_beyond
+    confounding_group = torch.where(confounded, evidence["confound_group"], -1)
+    return Defence(paired, associated, placed, learnt, groups, confounding_group)
+
+
+def _local_pairs(
+    p_associated: Tensor, p_placed: Tensor, has_absence: Tensor, failed: Tensor, live: Tensor, level: float
+) -> tuple[Tensor, Tensor]:
+    """Which pairs are associated, and which survive all that applies to them, if the association of some has failed."""
+    is_associated = units_then_concepts(torch.where(failed, 1.0, p_associated), live, level)
+    worth_asking = p_associated <= WORTH_ASKING  # also of those that failed, or what is left would be few for a reason
+    weaker = torch.where(failed, 1.0, torch.maximum(p_associated / WORTH_ASKING, p_placed))
+    paired = units_then_concepts(torch.where(has_absence, torch.nan, p_placed), live, level / 2)
+    paired |= units_then_concepts(torch.where(worth_asking, weaker, torch.nan), live, level / 2) & is_associated
+    return is_associated, paired
 
 
 def _verdict(passed: Tensor, applies: Tensor) -> Tensor:

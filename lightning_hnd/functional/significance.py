@@ -142,10 +142,23 @@ class Contrast(NamedTuple):
     def difference(self, response: Tensor) -> Tensor:
         """How much more each of ``[U, n]`` responses is with the label than without, the others held fixed: ``[U]``.
 
-        NaN where the label cannot be told from them.
+        In standard deviations of what all labels leave of it; NaN where the label cannot be told from the others.
         """
-        left = self.left.to(response)
-        return response @ left / left.square().sum()
+        basis, left = self.basis.to(response), self.left.to(response)
+        made, square = response @ left / left.square().sum(), response.square().sum(1)
+        rest = square - (response @ basis).square().sum(1) - made.square() * left.square().sum()
+        return made / residual_spread(rest, square, len(left) - basis.shape[1] - 1)
+
+
+def residual_spread(rest: Tensor, square: Tensor, freedom: int) -> Tensor:
+    """The standard deviation of residuals, from their squares added up; not 0.
+
+    Args:
+        rest: Any shape, those squares, as differences of sums that may be larger by far.
+        square: Likewise, the squares of responses.
+        freedom: Responses, less the numbers fitted to them.
+    """
+    return (torch.maximum(rest, 1e-12 * square).clamp(min=1e-200) / max(1, freedom)).sqrt()
 
 
 def strongest(z: Tensor, share: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.history.timeline import LayerTimeline, Timeline
 from lightning_hnd.layer_dissection import LayerDissection
+from lightning_hnd.rules import Rule
 
 
 def scalars(dissection: Dissection) -> dict[str, float]:
@@ -31,7 +33,7 @@ def scalars(dissection: Dissection) -> dict[str, float]:
     return {
         f"{prefix(layer.name, dissection.rule.name)}/{key}": value
         for layer in dissection
-        for key, value in {**_layer_scalars(layer), **_questions(layer)}.items()
+        for key, value in _layer_scalars(layer).items()
     }
 
 
@@ -40,8 +42,15 @@ def prefix(layer: str, rule: str) -> str:
     return f"hnd/{layer}/{rule}"
 
 
-def keys(ontology: Ontology) -> tuple[str, ...]:
-    """What follows the prefix: every key of a layer, before anything is measured."""
+def keys(ontology: Ontology, rule: Rule, *, learnt: bool) -> tuple[str, ...]:
+    """What follows the prefix: every key of a layer, before anything is measured.
+
+    Args:
+        ontology: The concepts.
+        rule: What it is read under.
+        learnt: Whether networks with fresh weights are asked.
+    """
+    questions = ("associated_units", "placed_units", "confounded_units", *(("learnt_units",) if learnt else ()))
     return (
         "interpretable_units",
         "interpretable_fraction",
@@ -51,6 +60,7 @@ def keys(ontology: Ontology) -> tuple[str, ...]:
         *(f"kind/{kind}" for kind in ontology.kinds),
         *(f"group/{concept.name}/{group}" for concept in ontology.global_ for group in concept.groups),
         *(f"mean_probability/{concept.name}/{group}" for concept in ontology.global_ for group in concept.groups),
+        *(() if rule.level is None else questions),
     )
 
 
@@ -89,23 +99,6 @@ def _layer_over_time(layer: LayerTimeline) -> dict[str, float]:
     return dict(zip(keys_over_time(layer.ontology), map(float, values), strict=True))
 
 
-QUESTIONS = ("associated_units", "placed_units", "confounded_units")
-"""Keys of a layer under a rule with a level, beside the others."""
-
-LEARNT = "learnt_units"
-"""Another one, where networks with fresh weights were asked."""
-
-
-def _questions(layer: LayerDissection) -> dict[str, float]:
-    if layer.rule.level is None:
-        return {}
-    defence = layer.defence
-    verdicts = dict(zip(QUESTIONS, (defence.associated == 1, defence.placed == 1, defence.behind >= 0), strict=True))
-    if layer.asked_fresh:
-        verdicts[LEARNT] = defence.learnt == 1
-    return {key: float(verdict.any(1).sum()) for key, verdict in verdicts.items()}
-
-
 def _layer_scalars(layer: LayerDissection) -> dict[str, float]:
     ontology, found = layer.ontology, layer.interpretable
     kind = np.array(ontology.concept_kind)
@@ -118,5 +111,12 @@ def _layer_scalars(layer: LayerDissection) -> dict[str, float]:
         *(layer.paired_concepts[:, kind == k].any(axis=1).sum() for k in range(len(ontology.kinds))),
         *layer.paired_groups.sum(axis=0),
         *(layer.group_probability[~layer.dead].sum(axis=0) / max(layer.live, 1)),
+        *(() if layer.rule.level is None else (survive.any(1).sum() for survive in _questions(layer))),
     )
-    return dict(zip(keys(ontology), map(float, values), strict=True))
+    return dict(zip(keys(ontology, layer.rule, learnt=layer.asked_fresh), map(float, values), strict=True))
+
+
+def _questions(layer: LayerDissection) -> tuple[Tensor, ...]:
+    found = layer.defence
+    learnt = (found.learnt == 1,) if layer.asked_fresh else ()
+    return found.associated == 1, found.placed == 1, found.confounding_group >= 0, *learnt

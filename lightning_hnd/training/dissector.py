@@ -14,7 +14,7 @@ from lightning_hnd.dissection import Dissection
 from lightning_hnd.evidence.fresh import FreshWeights, Null, fresh_null, with_null
 from lightning_hnd.layer_dissection import null_of
 from lightning_hnd.pipeline import choose_layers, describe, measure
-from lightning_hnd.report.keys import LEARNT, QUESTIONS, keys, keys_over_time, prefix
+from lightning_hnd.report.keys import keys, keys_over_time, prefix
 from lightning_hnd.rules import Rule
 from lightning_hnd.showing.activations import resolve_layers
 from lightning_hnd.showing.showing import Showing
@@ -69,8 +69,7 @@ class Dissector:
         """
         if dictionary is None:
             return []
-        usual, questions = keys(dictionary.ontology), (*QUESTIONS, *((LEARNT,) if learnt else ()))
-        of_rule = {rule: [*usual, *(questions if rule.level is not None else ())] for rule in self.rules}
+        of_rule = {rule: [*keys(dictionary.ontology, rule, learnt=learnt)] for rule in self.rules}
         of_rule[self.rules[-1]] += [*keys_over_time(dictionary.ontology), *more]
         return [f"{prefix(name, rule.name)}/{key}" for rule in self.rules for name in names for key in of_rule[rule]]
 

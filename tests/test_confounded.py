@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lightning_hnd import ABOVE_CHANCE, PAPER, README, Dissection, FaceDictionar
 from lightning_hnd.dictionary.known import held_fixed, numbered_labels
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.evidence.evidence import Evidence
+from lightning_hnd.evidence.groups import GroupEvidence
 from lightning_hnd.report.keys import scalars
 
 LIPSTICK = PAPER.concept_index("Wearing_Lipstick")
@@ -79,7 +81,10 @@ def gathered(faces: FaceDictionary) -> Mapping[str, Tensor]:
 
 
 def plainly(faces: FaceDictionary, wears: Tensor, axis: int) -> np.ndarray:
-    """By how many times the means of groups differ more than those with and without lipstick do: ``[U]``."""
+    """By how many times the means of groups differ more than those with and without lipstick do: ``[U]``.
+
+    Each in standard deviations inside what is compared.
+    """
     usual = faces.masks.dense().double().mean(0).flatten().numpy()
     responses = []
     for image in (faces.pictures.double() / 255).flatten(2).numpy():
@@ -87,10 +92,15 @@ def plainly(faces: FaceDictionary, wears: Tensor, axis: int) -> np.ndarray:
         strong = beside * np.abs(beside) / np.linalg.norm(beside, axis=1, keepdims=True)
         response = strong @ usual / usual.sum()
         responses.append(np.sign(response) * np.sqrt(np.abs(response)))
-    y, on = np.array(responses), wears[:LOCAL].numpy()
-    local, group = y[:LOCAL], faces.group[LOCAL:, axis].numpy()
-    means = np.array([y[LOCAL:][group == g].mean(0) for g in np.unique(group)])
-    return (means.max(0) - means.min(0)) / (local[on].mean(0) - local[~on].mean(0))
+    y, group = np.array(responses), faces.group[LOCAL:, axis].numpy()
+
+    def apart(parts: list[np.ndarray]) -> np.ndarray:
+        means = np.array([part.mean(0) for part in parts])
+        squares = sum(((part - part.mean(0)) ** 2).sum(0) for part in parts)
+        return (means.max(0) - means.min(0)) / np.sqrt(squares / (sum(map(len, parts)) - len(parts)))
+
+    on = wears[:LOCAL].numpy()
+    return apart([y[LOCAL:][group == g] for g in np.unique(group)]) / apart([y[:LOCAL][on], y[:LOCAL][~on]])
 
 
 @pytest.mark.parametrize("axis", [GENDER, AGE])
@@ -98,14 +108,44 @@ def test_the_ratio_is_that_of_differences_of_means(axis: int) -> None:
     """Of several groups those with most and with least are compared, whatever the sizes of the others."""
     faces, wears = faces_with_units(axis=axis)
     found, expected = gathered(faces), plainly(faces, wears, axis)
-    ratio = found["behind_ratio"]
+    ratio = found["confound_ratio"]
     assert ratio[:2, LIPSTICK].numpy() == pytest.approx(expected[:2], rel=1e-3)
     assert ratio[0, LIPSTICK] > 1.2
     assert ratio[1, LIPSTICK] < 0.9
-    assert found["behind_group"][0, LIPSTICK] == PAPER.group_offsets[axis + 1] - 1
+    assert found["confound_group"][0, LIPSTICK] == PAPER.group_offsets[axis + 1] - 1
     others = torch.arange(len(PAPER.local)) != LIPSTICK
     assert ratio[:, others].eq(0).all()
-    assert found["behind_group"][:, others].eq(-1).all()
+    assert found["confound_group"][:, others].eq(-1).all()
+
+
+@pytest.mark.parametrize(
+    ("genders", "means"),
+    [
+        ([[90, 10], [90, 10], [10, 90], [10, 90]], [1.0, 0.0, 0.0, 0.0]),
+        ([[190, 10], [5, 95], [5, 95], [5, 95]], [1.0, 0.0, 0.0, 0.0]),
+        ([[95, 5], [95, 5], [5, 95], [5, 95]], [1.0, 1.0, 0.0, 0.0]),
+        ([[98, 2], [90, 10], [2, 98], [2, 98]], [1.0, 0.0, 1.0, 0.0]),
+        ([[100, 0], [4, 0], [4, 0], [4, 0]], [1.0, 0.0, 0.0, 0.0]),  # three that are too few, each by itself
+    ],
+)
+def test_groups_are_as_far_apart_as_they_are_where_other_labels_go_with_them(
+    genders: list[list[int]], means: list[float]
+) -> None:
+    images = [
+        (age, gender) for age, of in enumerate(genders) for gender, number in enumerate(of) for _ in range(number)
+    ]
+    ages, told = torch.tensor(images).unbind(1)
+    faces, _ = faces_with_units(axis=AGE, grouped=len(images))
+    faces.group[LOCAL:, AGE] = ages
+    of_grouped = ({"gender": PAPER.global_[GENDER].groups[g]} for g in told.tolist())
+    labels: tuple[Mapping[str, str], ...] = (*[{}] * LOCAL, *of_grouped)
+    faces = replace(faces, labels=labels)
+    evidence = GroupEvidence(faces, {LIPSTICK: torch.arange(len(PAPER.global_)) == AGE})
+    noise = torch.randn(len(ages), generator=torch.Generator().manual_seed(0))
+    shown = (torch.tensor(means)[ages] + 2 * told + 1 + 0.01 * noise).square()
+    evidence.update(torch.rand(len(ages), 1, 2, 2), shown[:, None, None], torch.arange(LOCAL, len(faces)))
+    found = evidence.compute(evidence.sums, 1)["confound_difference"][0, LIPSTICK]
+    assert 0.01 * float(found) == pytest.approx(1.0, rel=0.1)
 
 
 def test_a_unit_on_a_group_is_not_named_after_what_goes_with_it() -> None:
@@ -135,15 +175,15 @@ def test_without_groups_it_would_have_been_named() -> None:
     assert layer.units[0].confounded == ()
 
 
-@pytest.mark.parametrize(("told", "fixed"), [(1.0, True), (0.95, True), (0.5, False)])
+@pytest.mark.parametrize(("told", "fixed"), [(1.0, True), (0.95, False), (0.5, False)])
 def test_a_group_that_labels_tell_is_held_fixed_and_stands_behind_nothing(told: float, fixed: bool) -> None:
     faces, _ = faces_with_units(told=told)
     found = gathered(faces)
-    assert bool(found["behind_ratio"][:, LIPSTICK].eq(0).all()) == fixed
+    assert bool(found["confound_ratio"][:, LIPSTICK].eq(0).all()) == fixed
     layer = seen(faces)["0"]
     assert [c.name for c in layer.units[1].concepts] == ["Wearing_Lipstick"]
     assert layer.units[0].concepts == ()  # held fixed lipstick makes no difference to it
-    assert bool(layer.units[0].confounded) != fixed
+    assert bool(layer.units[0].confounded) == (told == 0.5)  # with 95 % told it is not associated either
 
 
 def test_groups_that_chance_alone_sets_apart_stand_behind_nothing() -> None:
@@ -152,27 +192,29 @@ def test_groups_that_chance_alone_sets_apart_stand_behind_nothing() -> None:
     for seed in range(60):
         faces, _ = faces_with_units(grouped=80, axis=AGE, seed=seed)
         faces.group[LOCAL:] = faces.group[LOCAL:][torch.randperm(80, generator=torch.Generator().manual_seed(seed))]
-        found += gathered(faces)["behind_ratio"][:, LIPSTICK].gt(0).tolist()
+        found += gathered(faces)["confound_ratio"][:, LIPSTICK].gt(0).tolist()
     assert sum(found) <= 20  # of 180
 
 
 def test_of_a_response_that_a_concept_lowers_any_group_makes_more() -> None:
     faces, _ = faces_with_units()
     faces.pictures[:LOCAL, 0] = 255 - faces.pictures[:LOCAL, 1]
-    assert gathered(faces)["behind_ratio"][0, LIPSTICK] == torch.inf
+    assert gathered(faces)["confound_ratio"][0, LIPSTICK] == torch.inf
 
 
 def test_that_nothing_is_known_is_no_label_that_is_told() -> None:
-    labels: list[Mapping[str, str]] = [{"gender": "Male"}] * 19 + [{}]
+    nothing = ("", " ", "nan", "Unknown", "N/A")
+    labels: list[Mapping[str, str]] = [{"gender": " Male", "age": "9"}, {"gender": "Male", "age": "12"}]
+    labels += [{"gender": value, "age": value} for value in nothing]
     known = numbered_labels(labels, PAPER)
-    assert known[:, GENDER].eq(0).tolist() == [False] * 19 + [True]
-    assert held_fixed(known).nonzero().flatten().tolist() == [GENDER]
-    assert not held_fixed(known[-8:])[GENDER]  # of an eighth nothing is known
+    assert known[:, GENDER].tolist() == known[:, AGE].tolist() == [1, 1, 0, 0, 0, 0, 0]
+    assert held_fixed(known[:2]).nonzero().flatten().tolist() == [AGE, GENDER]
+    assert not held_fixed(known).any()
 
 
 def test_evidence_of_another_version_is_not_read_as_if_of_this_one() -> None:
     layer = seen(faces_with_units()[0])["0"]
-    statistics = {name: value for name, value in layer.statistics.items() if name != "behind_ratio"}
+    statistics = {name: value for name, value in layer.statistics.items() if name != "confound_ratio"}
     older = LayerDissection.of("0", layer.ontology, ABOVE_CHANCE, statistics)
     with pytest.raises(ValueError, match=r"of another version of lightning-hnd: .* \.with_rule\(README\)"):
         _ = older.headline
