@@ -272,6 +272,12 @@ class LayerDissection:
         return tuple(int(u) for u in order if self.interpretable[u])
 
     @cached_property
+    def confounded_alone(self) -> tuple[int, ...]:
+        """The units that would be interpretable if no group stood behind their concepts, by index."""
+        found = (self.confounding_group >= 0).any(axis=1) & ~self.interpretable
+        return tuple(int(u) for u in np.flatnonzero(found))
+
+    @cached_property
     def units(self) -> tuple[Unit, ...]:
         """Every unit, by index."""
         return tuple(self._unit(u) for u in range(len(self)))
@@ -341,31 +347,41 @@ class LayerDissection:
         regions = [f"{r} {n}" for r, n in zip(self.ontology.regions, self.units_per_region, strict=True) if n]
         where = f" ({', '.join(regions)})" if regions else ""
         dead = f"; {len(self) - self.live} dead" if self.live < len(self) else ""
-        number = int((self.confounding_group >= 0).any(axis=1).sum())
-        confounded = f"; {number} confounded with groups" if number else ""
-        found = int(self.interpretable.sum())
-        return f"{self.name}: {found} of {self.live} live units interpretable{where}{confounded}{dead}"
+        found, others = int(self.interpretable.sum()), len(self.confounded_alone)
+        confounded = f"; {others} {'more ' if found else ''}confounded with groups" if others else ""
+        asked = "" if self.rule.level is None or self.asked_fresh else "; nobody asked what is learnt"
+        return f"{self.name}: {found} of {self.live} live units interpretable{where}{confounded}{dead}{asked}"
 
     def assignments(self, rows: int, *, concepts: int | None = None, separator: str = ", ") -> list[tuple[str, ...]]:
-        """The strongest units in words: unit, region, concepts with strength and IoU, groups with strength.
+        """The strongest units in words, as :attr:`columns` says; after them those that are confounded alone.
 
         Args:
             rows: Units at most.
             concepts: Concepts of a unit at most, None for all.
             separator: Stands between them.
         """
-        return [
-            (
-                str(u),
-                self.units[u].region or "",
-                separator.join(f"{c.name} {c.strength:.2f} ({c.iou:.3f})" for c in self.units[u].concepts[:concepts]),
-                separator.join(f"{g.concept}={g.group} {g.strength:.2f}" for g in self.units[u].groups),
+
+        def row(unit: Unit) -> tuple[str, ...]:
+            confounded = (f"{c.name}: {c.concept}={c.group} {c.ratio:.1f} x" for c in unit.confounded[:concepts])
+            return (
+                str(unit.index),
+                unit.region or "",
+                separator.join(f"{c.name} {c.strength:.2f} ({c.iou:.3f})" for c in unit.concepts[:concepts]),
+                separator.join(f"{g.concept}={g.group} {g.strength:.2f}" for g in unit.groups),
+                *(() if self.rule.level is None else (separator.join(confounded),)),
             )
-            for u in self.strongest[:rows]
-        ]
+
+        return [row(self.units[u]) for u in (*self.strongest, *self.confounded_alone)[:rows]]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What stands in each of the :meth:`assignments`."""
+        if self.rule.level is None:
+            return "unit", "region", "concepts: probability (IoU)", "groups: probability"
+        return "unit", "region", "concepts: agreement (IoU)", "groups: effect", "not told from: difference"
 
     def __str__(self) -> str:
-        rows = [f"  unit {u:>4}  {r:8} {c}{'; ' if g else ''}{g}" for u, r, c, g in self.assignments(10)]
+        rows = [f"  unit {u:>4}  {r:8} {'; '.join(filter(None, said))}" for u, r, *said in self.assignments(10)]
         return "\n".join([f"{self.headline} (rule {self.rule.name})", *rows])
 
 

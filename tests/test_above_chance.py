@@ -27,6 +27,7 @@ from lightning_hnd import (
     FaceDictionary,
     HNDCallback,
     Rule,
+    Timeline,
     dissect,
 )
 from lightning_hnd.evidence.fresh import fresh_null, renewed
@@ -114,6 +115,19 @@ def test_without_fresh_networks_learnt_is_unknown() -> None:
     found = dissect(model, random_dictionary(images=60), layers="1", level=0.05)
     assert found["1"].defence.learnt.eq(-1).all()
     assert all(c.learnt is None for unit in found["1"].units for c in unit.concepts)
+
+
+def test_what_was_compared_with_fresh_weights_and_what_was_not_make_no_silent_history() -> None:
+    asked, alone = seen(fresh_seeds=(1, 2)), seen()
+    assert "nobody asked" not in asked["layer"].headline
+    assert alone["layer"].headline.endswith("; nobody asked what is learnt")
+    with pytest.warns(UserWarning, match="layer 'layer' was compared with fresh weights in some dissections"):
+        both = Timeline.of([asked, alone])
+    assert "(rule above_chance, nobody asked what is learnt), 2 moments" in str(both)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "nobody" not in str(Timeline.of([asked, asked]))
+        Timeline.of([asked.with_rule(README), alone.with_rule(README)])
 
 
 def test_the_other_rules_read_as_from_the_metric_alone(dissection: Dissection) -> None:

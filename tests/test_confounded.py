@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_hnd import ABOVE_CHANCE, PAPER, README, Dissection, FaceDictionary, LayerDissection, dissect
+from lightning_hnd import ABOVE_CHANCE, PAPER, README, Dissection, FaceDictionary, LayerDissection, Timeline, dissect
 from lightning_hnd.dictionary.known import held_fixed, numbered_labels
 from lightning_hnd.dictionary.masks import PackedMasks
 from lightning_hnd.evidence.evidence import Evidence
 from lightning_hnd.evidence.groups import GroupEvidence
 from lightning_hnd.report.keys import scalars
+from lightning_hnd.report.tables import layer_markdown
 
 LIPSTICK = PAPER.concept_index("Wearing_Lipstick")
 GENDER, AGE = PAPER.global_index("gender"), PAPER.global_index("age")
@@ -162,8 +163,25 @@ def test_a_unit_on_a_group_is_not_named_after_what_goes_with_it() -> None:
     assert on_concept.confounded == noise.confounded == ()
     assert layer.defence.associated[:2, LIPSTICK].tolist() == [-1, 1]
     assert layer.defence.placed[0, LIPSTICK] == 1
-    assert layer.headline == "0: 1 of 3 live units interpretable (Mouth 1); 1 confounded with groups"
     assert scalars(dissection)["hnd/0/above_chance/confounded_units"] == 1
+    assert Timeline.of([dissection])["0"].table()[0]["confounded"] == 1
+
+
+def test_what_is_confounded_is_shown_where_people_look() -> None:
+    dissection = seen(faces_with_units()[0])
+    layer = dissection["0"]
+    said = "0: 1 of 3 live units interpretable (Mouth 1); 1 more confounded with groups; nobody asked what is learnt"
+    assert layer.headline == said
+    assert layer.confounded_alone == (0,)
+    found = layer.units[0].confounded[0]
+    assert [row[0] for row in layer.assignments(9)] == ["1", "0"]
+    assert layer.assignments(9)[1][-1] == f"Wearing_Lipstick: gender=Female {found.ratio:.1f} x"
+    assert len(layer.columns) == len(layer.assignments(9)[0]) == 5
+    for text in (str(layer), layer_markdown(layer)):
+        assert f"Wearing_Lipstick: gender=Female {found.ratio:.1f} x" in text
+    bar = layer_markdown(dissection.with_rule(README)["0"])
+    assert "gender=Female" in bar
+    assert "not told" not in bar
 
 
 def test_without_groups_it_would_have_been_named() -> None:

@@ -14,6 +14,7 @@ from lightning_hnd.dictionary.annotations import UNKNOWN
 from lightning_hnd.dictionary.confounds import CrossTable
 from lightning_hnd.dictionary.face_dictionary import FaceDictionary
 from lightning_hnd.dictionary.flaws import Finding, Flaw
+from lightning_hnd.dictionary.known import UNTOLD, held_fixed
 from lightning_hnd.dictionary.layout import GLOBAL_FOLDER, LABELS, PICTURE_SUFFIXES, Files, Listing
 from lightning_hnd.dictionary.looking import Look
 from lightning_hnd.dictionary.similar import families
@@ -219,19 +220,18 @@ def counted(faces: FaceDictionary, per_concept: Mapping[str, int], per_group: Ma
 
 
 def untold(faces: FaceDictionary) -> Iterator[Finding]:
-    """Kinds whose images are compared with and without a concept, but mostly have no groups in ``labels.csv``."""
+    """Kinds whose images are compared with and without a concept, but have not all groups in ``labels.csv``."""
     ontology, carries = faces.ontology, faces.images_per_concept
     for k, kind in enumerate(ontology.kinds):
-        labels = [faces.labels[i] for i in (faces.source == k).nonzero().flatten().tolist()]
+        known = faces.known[faces.source == k]
         compared = [
-            c.name for c, n in zip(ontology.local, carries, strict=True) if c.kind == kind and 0 < n < len(labels)
+            c.name for c, n in zip(ontology.local, carries, strict=True) if c.kind == kind and 0 < n < len(known)
         ]
-        missing = {c.name: sum(not known.get(c.name) for known in labels) for c in ontology.global_}
-        most = {name: count for name, count in missing.items() if 2 * count > len(labels)}
-        if compared and most:
-            counts = ", ".join(f"{name} of {count}" for name, count in most.items())
-            what = f"of {len(labels)} images of kind {kind} {LABELS} does not tell {counts}; give a row for each image"
-            yield Finding(Flaw.UNTOLD_GROUP, kind, what, tuple(compared))
+        missing = zip(ontology.global_, held_fixed(known).tolist(), (known == UNTOLD).sum(0).tolist(), strict=True)
+        counts = [f"{concept.name} of {count}" for concept, fixed, count in missing if not fixed]
+        if compared and counts:
+            what = f"of {len(known)} images of kind {kind} {LABELS} does not tell {', '.join(counts)}"
+            yield Finding(Flaw.UNTOLD_GROUP, kind, f"{what}; give a row for each image", tuple(compared))
 
 
 def confounded(tables: Sequence[CrossTable]) -> Iterator[CrossTable]:

@@ -10,10 +10,12 @@ from torch import Tensor
 from lightning_hnd.concepts import Ontology
 from lightning_hnd.functional.labels import LEAST_IMAGES
 
-_UNKNOWN = 0
+UNTOLD = 0
+"""The number of a label of which nothing is said."""
+
 _AGES = (20.0, 40.0, 60.0)
 _BINS = 4  # for labels that are numbers, and of which no groups are known
-_UNTOLD = frozenset(("", "nan", "none", "n/a", "na", "unknown", "?"))
+_NOTHING = frozenset(("", "nan", "none", "n/a", "na", "unknown", "?"))
 _CODES = 10  # different numbers at most that are taken for codes of groups, each its own
 
 
@@ -61,11 +63,11 @@ def held_fixed(known: Tensor) -> Tensor:
     Of a few per cent that it does not tell what else is known cannot take a label's place: with the others explained,
     it is those that an answer would rest on.
     """
-    return (known != _UNKNOWN).all(0)
+    return (known != UNTOLD).all(0)
 
 
 def _told(value: str) -> str:
-    return "" if value.strip().lower() in _UNTOLD else value.strip()
+    return "" if value.strip().lower() in _NOTHING else value.strip()
 
 
 def _numbers(name: str, values: list[str]) -> Tensor:

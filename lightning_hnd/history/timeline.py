@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -71,6 +72,9 @@ class LayerTimeline:
         groups: ``[T, U, G]`` bool, likewise with groups.
         concept: ``[T, U]`` int64, the concept that a unit is paired with most strongly, -1 for none.
         dead: ``[T, U]`` bool.
+        confounded: ``[T, U]`` bool, which would be paired with a concept if no group stood behind it.
+        learnt: Whether networks with fresh weights were asked, in each dissection, for an interpretable unit to have
+            learnt its concept.
         measures: ``encoding_index``, ``encoding_low``, ``encoding_high``, ``encoding_p``, each ``[T, K]``, and
             ``shortcut_index``, ``shortcut_error``, ``shortcut_z``, each ``[T, L, L]``, as
             :func:`~lightning_hnd.measuring.bias.bias_statistics` describes them; NaN for moments of older files.
@@ -84,6 +88,8 @@ class LayerTimeline:
     groups: Array
     concept: Array
     dead: Array
+    confounded: Array
+    learnt: bool
     measures: Mapping[str, Array]
 
     @classmethod
@@ -92,25 +98,26 @@ class LayerTimeline:
         none = np.full((len(layer), 1), -np.inf)  # the first of the largest where no concept is paired
         strength = np.where(layer.paired_concepts, layer.strength, -np.inf)
         concept = np.concatenate([none, strength], axis=1).argmax(1) - 1
-        arrays = (layer.paired_concepts, layer.paired_groups, concept, layer.dead)
+        confounded = (layer.confounding_group >= 0).any(axis=1)
+        arrays = (layer.paired_concepts, layer.paired_groups, concept, layer.dead, confounded)
         own = {key: array[None] for key, array in zip(_ARRAYS, arrays, strict=True)}
         shapes = _shapes(layer.ontology)
         measures = {name: layer.statistics.get(name, np.full(shapes[name], np.nan))[None] for name in _MEASURES}
-        return cls(layer.name, layer.ontology, layer.rule, (moment,), **own, measures=measures)
+        learnt = layer.rule.level is not None and layer.asked_fresh
+        return cls(layer.name, layer.ontology, layer.rule, (moment,), **own, learnt=learnt, measures=measures)
 
     def then(self, later: LayerTimeline) -> LayerTimeline:
         """This one followed by a later one of the same layer."""
-        own = {name: np.concatenate([getattr(self, name), getattr(later, name)]) for name in _ARRAYS}
+        own: dict[str, Any] = {n: np.concatenate([getattr(self, n), getattr(later, n)]) for n in _ARRAYS}
         measures = {name: np.concatenate([self.measures[name], later.measures[name]]) for name in _MEASURES}
-        moments = self.moments + later.moments
-        return LayerTimeline(self.name, self.ontology, self.rule, moments, **own, measures=measures)
+        learnt = self.learnt and later.learnt
+        return replace(self, moments=self.moments + later.moments, **own, learnt=learnt, measures=measures)
 
     def at(self, order: list[int]) -> LayerTimeline:
         """The same at some of the moments."""
-        own = {name: getattr(self, name)[order] for name in _ARRAYS}
+        own: dict[str, Any] = {name: getattr(self, name)[order] for name in _ARRAYS}
         measures = {name: value[order] for name, value in self.measures.items()}
-        moments = tuple(self.moments[t] for t in order)
-        return LayerTimeline(self.name, self.ontology, self.rule, moments, **own, measures=measures)
+        return replace(self, moments=tuple(self.moments[t] for t in order), **own, measures=measures)
 
     # ------------------------------------------------------------------------------------------------------- changes
 
@@ -177,7 +184,8 @@ class LayerTimeline:
     def table(self) -> list[dict[str, str | int | float]]:
         """A row for each moment: plain values, as for a CSV file."""
         names, concepts = self.ontology.labels, len(self.ontology.local)
-        counts: dict[str, Array] = {"interpretable": (self.concept >= 0).sum(1), "dead": self.dead.sum(1)}
+        counts: dict[str, Array] = {"interpretable": (self.concept >= 0).sum(1)}
+        counts |= {name: getattr(self, name).sum(1) for name in ("confounded", "dead")}
         counts |= {name: getattr(self, name) for name in ("births", "deaths", "switches", "churn")}
         for some, units in ((names[:concepts], self.units_per_concept), (names[concepts:], self.units_per_group)):
             counts |= {f"units/{name}": column for name, column in zip(some, units.T, strict=True)}
@@ -207,8 +215,8 @@ class LayerTimeline:
         if not isinstance(other, LayerTimeline):
             return NotImplemented
         return (
-            (self.name, self.ontology, self.rule, self.moments)
-            == (other.name, other.ontology, other.rule, other.moments)
+            (self.name, self.ontology, self.rule, self.moments, self.learnt)
+            == (other.name, other.ontology, other.rule, other.moments, other.learnt)
             and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in _ARRAYS)
             and all(np.array_equal(self.measures[n], other.measures[n], equal_nan=True) for n in _MEASURES)
         )
@@ -216,7 +224,7 @@ class LayerTimeline:
     __hash__ = None  # type: ignore[assignment]  # compared by value
 
 
-_ARRAYS = ("paired", "groups", "concept", "dead")
+_ARRAYS = ("paired", "groups", "concept", "dead", "confounded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,6 +293,12 @@ class Timeline:
             ):
                 if before != now:
                     raise ValueError(f"layer {name!r} had {what} {before} before and has {now} in a later dissection")
+            if layer.learnt != new.learnt:
+                warnings.warn(
+                    f"layer {name!r} was compared with fresh weights in some dissections and not in others, where "
+                    "units count as interpretable that have learnt nothing: such births and deaths are not the model's",
+                    stacklevel=2,
+                )
             kept = [t for t, moment in enumerate(layer.moments) if moment != new.moments[0]]
             both = layer.at(kept).then(new)
             order = sorted(range(len(both.moments)), key=lambda t: (not both.moments[t].at_start, both.moments[t][:2]))
@@ -321,7 +335,8 @@ class Timeline:
         lines = []
         for layer in self:
             found = [e for e in layer.emergence if e.moment is not None]
-            lines.append(f"{layer.name} (rule {layer.rule.name}), {len(layer.moments)} moments:")
+            asked = "" if layer.rule.level is None or layer.learnt else ", nobody asked what is learnt"
+            lines.append(f"{layer.name} (rule {layer.rule.name}{asked}), {len(layer.moments)} moments:")
             lines += [f"  {e.kind} {e.name}: since {_since(e.moment)}" for e in found if e.moment is not None]
             lines += [] if found else ["  nothing has appeared to stay"]
         return "\n".join(lines)

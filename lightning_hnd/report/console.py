@@ -32,6 +32,6 @@ def show(readings: Sequence[Dissection], title: str) -> None:
     for layers in zip(*readings, strict=True):
         for layer in layers:
             console.print(f"{title} | {layer.rule.name} | {layer.headline}")
-        if layers[-1].strongest:
+        if layers[-1].assignments(1):
             console.print(summary_table(layers[-1]))
     tqdm.write(text.getvalue().rstrip("\n"))

@@ -8,12 +8,6 @@ from lightning_hnd.dissection import Dissection
 from lightning_hnd.layer_dissection import LayerDissection
 
 
-def columns(layer: LayerDissection) -> tuple[str, ...]:
-    """What the columns of its assignments are called."""
-    concepts, groups = ("probability", "probability") if layer.rule.level is None else ("agreement", "effect")
-    return "unit", "region", f"concepts: {concepts} (IoU)", f"groups: {groups}"
-
-
 def summary_table(layer: LayerDissection, rows: int = 8) -> Table:
     """The strongest units of a layer, each with its three strongest concepts: for the console.
 
@@ -22,7 +16,7 @@ def summary_table(layer: LayerDissection, rows: int = 8) -> Table:
         rows: Units at most.
     """
     table = Table()
-    for column in columns(layer):
+    for column in layer.columns:
         table.add_column(column, justify="right" if column == "unit" else "left")
     for row in layer.assignments(rows, concepts=3, separator="\n"):
         table.add_row(*row)
@@ -47,6 +41,5 @@ def layer_markdown(layer: LayerDissection, rows: int = 20) -> str:
         layer: Any.
         rows: Units at most.
     """
-    names = columns(layer)
-    table = [names, ("---",) * len(names), *layer.assignments(rows)]
+    table = [layer.columns, ("---",) * len(layer.columns), *layer.assignments(rows)]
     return "\n".join([layer.headline, "", *("| " + " | ".join(row) + " |" for row in table)])

@@ -19,7 +19,7 @@ from lightning_hnd.history.timeline import Timeline
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report.figures import Picture, concept_histogram, overlays
 from lightning_hnd.report.keys import prefix
-from lightning_hnd.report.tables import columns, layer_markdown
+from lightning_hnd.report.tables import layer_markdown
 from lightning_hnd.report.timelines import timeline_picture
 from lightning_hnd.training.faults import tolerated
 
@@ -126,7 +126,7 @@ def _tensorboard(logger: TensorBoardLogger, exhibit: Exhibit, step: int) -> None
 
 def _wandb(logger: WandbLogger, exhibit: Exhibit, step: int) -> None:
     rows = [list(row) for row in exhibit.layer.assignments(ROWS)]
-    logger.log_table(f"{exhibit.key}/assignments", columns=list(columns(exhibit.layer)), data=rows, step=step)
+    logger.log_table(f"{exhibit.key}/assignments", columns=list(exhibit.layer.columns), data=rows, step=step)
     for name, picture in exhibit.pictures.items():
         logger.log_image(f"{exhibit.key}/{name}", [picture], step=step)
 
