@@ -355,6 +355,9 @@ class LayerDissection:
     def assignments(self, rows: int, *, concepts: int | None = None, separator: str = ", ") -> list[tuple[str, ...]]:
         """The strongest units in words, as :attr:`columns` says; after them those that are confounded alone.
 
+        A concept that a group may stand behind reads ``Wearing_Lipstick or gender=Female, 1.5 x``: so many times as
+        large is the difference that the group makes.
+
         Args:
             rows: Units at most.
             concepts: Concepts of a unit at most, None for all.
@@ -362,13 +365,13 @@ class LayerDissection:
         """
 
         def row(unit: Unit) -> tuple[str, ...]:
-            confounded = (f"{c.name}: {c.concept}={c.group} {c.ratio:.1f} x" for c in unit.confounded[:concepts])
+            named = (f"{c.name} {c.strength:.2f} ({c.iou:.3f})" for c in unit.concepts[:concepts])
+            confounded = (f"{c.name} or {c.concept}={c.group}, {c.ratio:.1f} x" for c in unit.confounded[:concepts])
             return (
                 str(unit.index),
                 unit.region or "",
-                separator.join(f"{c.name} {c.strength:.2f} ({c.iou:.3f})" for c in unit.concepts[:concepts]),
+                separator.join((*named, *confounded)),
                 separator.join(f"{g.concept}={g.group} {g.strength:.2f}" for g in unit.groups),
-                *(() if self.rule.level is None else (separator.join(confounded),)),
             )
 
         return [row(self.units[u]) for u in (*self.strongest, *self.confounded_alone)[:rows]]
@@ -376,12 +379,11 @@ class LayerDissection:
     @property
     def columns(self) -> tuple[str, ...]:
         """What stands in each of the :meth:`assignments`."""
-        if self.rule.level is None:
-            return "unit", "region", "concepts: probability (IoU)", "groups: probability"
-        return "unit", "region", "concepts: agreement (IoU)", "groups: effect", "not told from: difference"
+        concepts, groups = ("probability", "probability") if self.rule.level is None else ("agreement", "effect")
+        return "unit", "region", f"concepts: {concepts} (IoU)", f"groups: {groups}"
 
     def __str__(self) -> str:
-        rows = [f"  unit {u:>4}  {r:8} {'; '.join(filter(None, said))}" for u, r, *said in self.assignments(10)]
+        rows = [f"  unit {u:>4}  {r:8} {c}{'; ' if c and g else ''}{g}" for u, r, c, g in self.assignments(10)]
         return "\n".join([f"{self.headline} (rule {self.rule.name})", *rows])
 
 
