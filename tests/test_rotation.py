@@ -140,6 +140,12 @@ def test_weights_that_nothing_resets_are_refused_before_anything_runs() -> None:
         rotation_test(model, marked(), "layer", forward_fn=lambda *_: pytest.fail("it ran"))
 
 
+@pytest.mark.parametrize(("seeds", "error"), [((1, 1), ValueError), (5, TypeError), ("12", TypeError)])
+def test_seeds_that_are_no_different_networks_are_refused(seeds: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"fresh_seeds (must differ|are whole numbers)"):
+        rotation_test(Shown(), marked(), "layer", fresh_seeds=seeds, forward_fn=lambda *_: pytest.fail("it ran"))
+
+
 def test_several_layers_are_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
     with pytest.raises(ValueError, match=r"takes one layer, and '\*' matches 0, 1"):

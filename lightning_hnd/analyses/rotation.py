@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_hnd.dictionary import FaceDictionary
 from lightning_hnd.evidence.fresh import SEEDS, FreshWeights, acquainted_networks
+from lightning_hnd.functional.defence import LEVEL
 from lightning_hnd.pipeline import dissect
 from lightning_hnd.rules import README, Rule
 from lightning_hnd.showing.activations import named_layers, resolve_layers
@@ -77,13 +78,14 @@ def rotation_test(
         The counts, to be drawn by :func:`~lightning_hnd.report.rotation_plot`.
 
     Raises:
-        ValueError: If several layers match, or no network with fresh weights can be made.
+        TypeError: If ``fresh_seeds`` are not several whole numbers.
+        ValueError: If several layers match, a seed comes twice, or no network with fresh weights can be made.
     """
     names = resolve_layers(model, layer)
     if len(names) != 1:
         raise ValueError(f"rotation_test takes one layer, and {layer!r} matches {', '.join(names)}")
-    fresh = FreshWeights(tuple(fresh_seeds), factory)
-    obstacle = fresh.obstacle(model, split=False) if fresh_seeds else None
+    fresh = FreshWeights.chosen(fresh_seeds, factory, LEVEL)  # whatever the rule: they are counted by themselves
+    obstacle = fresh.obstacle(model, split=False) if fresh.seeds else None
     if obstacle is not None:
         raise ValueError(f"{obstacle}, or fresh_seeds=() to do without")
 
