@@ -211,6 +211,38 @@ def test_groups_that_chance_alone_sets_apart_stand_behind_nothing() -> None:
     assert sum(found) <= 20  # of 180
 
 
+def test_one_of_many_groups_may_be_the_one_that_a_unit_does_not_answer_to() -> None:
+    """Then no group has much more of the response than all others together."""
+    faces, _ = faces_with_units(axis=AGE)
+    few = LOCAL + 40
+    group = faces.group[LOCAL:few, AGE]
+    faces.group[few:] = -1
+    units = 50
+    evidence = GroupEvidence(faces, {LIPSTICK: torch.arange(len(PAPER.global_)) == AGE})
+    noise = torch.randn(40, units, 1, generator=torch.Generator().manual_seed(0))
+    shown = (5 + (group != 3)[:, None, None] + 0.6 * noise).square()
+    evidence.update(torch.rand(40, units, 2, 2), shown, torch.arange(LOCAL, few))
+    found = evidence.compute(evidence.sums, units)
+    is_last = found["confound_group"][:, LIPSTICK] == PAPER.group_offsets[AGE] + 3
+    assert (is_last & (found["confound_difference"][:, LIPSTICK] > 1.0)).double().mean() > 0.9
+
+
+def test_a_group_may_have_less_than_those_that_are_too_few_by_themselves() -> None:
+    faces, _ = faces_with_units(axis=AGE, grouped=106)
+    group = torch.tensor([0] * 100 + [1, 1, 2, 2, 3, 3])
+    faces.group[LOCAL:, AGE] = group
+    evidence = GroupEvidence(faces, {LIPSTICK: torch.arange(len(PAPER.global_)) == AGE})
+    noise = torch.randn(106, generator=torch.Generator().manual_seed(0))
+    evidence.update(
+        torch.rand(106, 1, 2, 2),
+        (5 + (group > 0) + 0.2 * noise).square()[:, None, None],
+        torch.arange(LOCAL, len(faces)),
+    )
+    found = evidence.compute(evidence.sums, 1)
+    assert found["confound_difference"][0, LIPSTICK] == pytest.approx(5, rel=0.3)
+    assert found["confound_group"][0, LIPSTICK] == PAPER.group_offsets[AGE]
+
+
 def test_of_a_response_that_a_concept_lowers_any_group_makes_more() -> None:
     faces, _ = faces_with_units()
     faces.pictures[:LOCAL, 0] = 255 - faces.pictures[:LOCAL, 1]

@@ -82,6 +82,11 @@ class _Comparison:
         return (self.left != 0).any(0)
 
     @property
+    def sides(self) -> int:
+        """Tests of each group, of more and of less; what one of two has more than the other this one has less."""
+        return 1 if int(self.told.sum()) == 2 and not self.pooled else 2
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """How many sums are of responses, and how many of their squares."""
         groups, rank = self.left.shape[1], self.basis.shape[1]
@@ -188,8 +193,8 @@ class GroupEvidence:
             - ``confound_difference``, ``confound_group [U, C]``: of the confounder which makes the largest difference
               to what a unit shows at a concept's place, that between the groups with most and with least, in standard
               deviations of what is left of it, and the group that differs most from the others. Counted are those that
-              make a difference at all: one group's p-value, times the number of groups, is at most
-              :data:`~lightning_hnd.functional.defence.WORTH_ASKING`. 0 and -1 where none does
+              make a difference at all: one group's p-value, of more or less than the others, times the number of
+              groups, is at most :data:`~lightning_hnd.functional.defence.WORTH_ASKING`. 0 and -1 where none does
         """
         z, effect = [torch.zeros(units, 0, dtype=torch.float64)], [torch.zeros(units, 0, dtype=torch.float64)]
         at_places = []
@@ -208,7 +213,8 @@ class GroupEvidence:
         difference, group = torch.zeros(units, self._local).double(), torch.full((units, self._local), -1)
         told, first = sum(int(comparison.told.sum()) for comparison in self._comparisons), 0
         for k, (comparison, (z, _, mean)) in enumerate(zip(self._comparisons, tests, strict=True)):
-            differs = torch.nan_to_num(upper_tail(z), nan=1.0).amin(0) * told <= WORTH_ASKING
+            # one of many groups may have less, and each of the others hardly more than all together
+            differs = torch.nan_to_num(upper_tail(z.abs()), nan=1.0).amin(0) * comparison.sides * told <= WORTH_ASKING
             most, of_group = comparison.range(mean)
             known = difference[:, self._concepts], group[:, self._concepts]
             larger = differs & self._confounds[:, k] & (most > known[0])
