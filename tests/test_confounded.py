@@ -227,6 +227,19 @@ def test_one_of_many_groups_may_be_the_one_that_a_unit_does_not_answer_to() -> N
     assert (is_last & (found["confound_difference"][:, LIPSTICK] > 1.0)).double().mean() > 0.9
 
 
+def test_groups_without_images_take_no_degrees_of_freedom() -> None:
+    faces, _ = faces_with_units(axis=AGE, grouped=20)
+    group = torch.arange(20) % 2
+    faces.group[LOCAL:, AGE] = group
+    evidence = GroupEvidence(faces, {LIPSTICK: torch.arange(len(PAPER.global_)) == AGE})
+    y = 5 + group + 0.2 * torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    evidence.update(torch.rand(20, 1, 2, 2), y.square()[:, None, None], torch.arange(LOCAL, len(faces)))
+    found = evidence.compute(evidence.sums, 1)["confound_difference"][0, LIPSTICK]
+    one, other = y[group == 0], y[group == 1]
+    pooled = ((one.var() + other.var()) / 2).sqrt()  # ten images each
+    assert float(found) == pytest.approx(float((other.mean() - one.mean()) / pooled), rel=1e-9)
+
+
 def test_a_group_may_have_less_than_those_that_are_too_few_by_themselves() -> None:
     faces, _ = faces_with_units(axis=AGE, grouped=106)
     group = torch.tensor([0] * 100 + [1, 1, 2, 2, 3, 3])

@@ -122,7 +122,8 @@ class _Comparison:
         alike = norm.square() / max(1, len(self.left) - rank)
         z = torch.where(constant, 0.0, total / torch.maximum(variance, alike).clamp(min=1e-200).sqrt())
         mean = self.joint @ total
-        mean = mean / residual_spread(spread - (total * mean).sum(0), square[0], len(self.left) - rank - groups + 1)
+        freedom = len(self.left) - rank - max(0, int(told.sum()) - 1)
+        mean = mean / residual_spread(spread - (total * mean).sum(0), square[0], freedom)
         found = z, *(torch.where(constant, 0.0, part) for part in (total / norm, mean))
         return _Tests(*(torch.where(told, part, torch.nan) for part in found))
 
