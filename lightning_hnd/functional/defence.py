@@ -74,7 +74,8 @@ def defend(
     alone, then whatever is more frequent in the group makes a difference, but never a larger one: among faces with the
     concept the response is a mean of those of the groups, and so it is among the others. And if it responds to the
     concept alone, groups that have it more often make no larger difference. Such a pair is asked and fails, with a
-    p-value of 1: to drop it afterwards would name as many false pairs among fewer true ones.
+    p-value of 1, whether it is learnt as well: to drop it afterwards would name as many false pairs among fewer true
+    ones.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
@@ -102,8 +103,9 @@ def defend(
     learnt = torch.full_like(placed, -1)
     if fresh is not None:
         concepts_beyond, groups_beyond = beyond_fresh(evidence, live, fresh, level)
-        learnt = _verdict(concepts_beyond, ~p_placed.isnan())
-        paired, confounded, groups = paired & concepts_beyond, confounded & concepts_beyond, groups & groups_beyond
+        learnt = _verdict(concepts_beyond, ~p_placed.isnan())  # by itself, whatever stands behind it
+        paired = paired & beyond_fresh(evidence, live, fresh, level, larger)[0]
+        confounded, groups = confounded & concepts_beyond, groups & groups_beyond
     confounding_group = torch.where(confounded, evidence["confound_group"], -1)
     return Defence(paired, associated, placed, learnt, groups, confounding_group)
 
@@ -232,7 +234,11 @@ def _excess(evidence: Mapping[str, Tensor], null: Mapping[str, Tensor]) -> Tenso
 
 
 def beyond_fresh(
-    evidence: Mapping[str, Tensor], live: Tensor, fresh: Mapping[str, Tensor], level: float
+    evidence: Mapping[str, Tensor],
+    live: Tensor,
+    fresh: Mapping[str, Tensor],
+    level: float,
+    failed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which pairs exceed what fresh weights do: ``[U, C]`` and ``[U, G]`` bool.
 
@@ -242,10 +248,16 @@ def beyond_fresh(
     fresh weights reach over all concepts (all groups). Units are selected by Benjamini and Hochberg's procedure; of a
     selected unit those concepts are learnt that pass the same bar by themselves, so that within a unit no concept is
     claimed falsely but with the probability of the unit's own test (Westfall and Young 1993).
+
+    Pairs that have ``failed [U, C]`` otherwise count as asked, with a p-value of 1: selected, and dropped afterwards,
+    they would let others pass more easily.
     """
     excess, concepts = _excess(evidence, fresh), evidence["placed_z"].shape[1]
+    local = excess[:, :concepts]
+    if failed is not None:
+        local = local.masked_fill(failed, -torch.inf)
     return (
-        _maximum_test(excess[:, :concepts], live, fresh["best_concept"], level),
+        _maximum_test(local, live, fresh["best_concept"], level),
         _maximum_test(excess[:, concepts:], live, fresh["best_group"], level),
     )
 
