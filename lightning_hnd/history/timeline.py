@@ -72,7 +72,7 @@ class LayerTimeline:
         groups: ``[T, U, G]`` bool, likewise with groups.
         concept: ``[T, U]`` int64, the concept that a unit is paired with most strongly, -1 for none.
         dead: ``[T, U]`` bool.
-        confounded: ``[T, U]`` bool, which would be paired with a concept if no group stood behind it.
+        confounded: ``[T, U]`` bool, which would be paired with a further concept if no group stood behind it.
         learnt: Whether networks with fresh weights were asked, in each dissection, for an interpretable unit to have
             learnt its concept.
         measures: ``encoding_index``, ``encoding_low``, ``encoding_high``, ``encoding_p``, each ``[T, K]``, and
