@@ -272,6 +272,13 @@ def test_that_nothing_is_known_is_no_label_that_is_told() -> None:
     assert not held_fixed(known).any()
 
 
+def test_a_group_may_be_called_none() -> None:
+    groups = ("None", "light", "heavy")
+    ontology = replace(PAPER, global_=(replace(PAPER.global_[GENDER], name="makeup", groups=groups),))
+    known = numbered_labels([{"makeup": value} for value in ("None", "none", "light", "heavy", "unknown")], ontology)
+    assert (known[:, 0] != 0).tolist() == [True, True, True, True, False]
+
+
 def test_evidence_of_another_version_is_not_read_as_if_of_this_one() -> None:
     layer = seen(faces_with_units()[0])["0"]
     statistics = {name: value for name, value in layer.statistics.items() if name != "confound_ratio"}

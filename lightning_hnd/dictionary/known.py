@@ -31,8 +31,10 @@ def numbered_labels(labels: Sequence[Mapping[str, str]], ontology: Ontology) -> 
     Returns:
         ``[N, K]`` int64; that nothing is known is a label, too: 0.
     """
-    names = [concept.name for concept in ontology.global_]
-    columns = [_numbers(name, [_told(of.get(name, "")) for of in labels]) for name in names]
+    columns = [
+        _numbers(concept.name, [_told(of.get(concept.name, ""), concept.groups) for of in labels])
+        for concept in ontology.global_
+    ]
     return torch.stack(columns, dim=1) if columns else torch.zeros(len(labels), 0, dtype=torch.int64)
 
 
@@ -66,8 +68,11 @@ def held_fixed(known: Tensor) -> Tensor:
     return (known != UNTOLD).all(0)
 
 
-def _told(value: str) -> str:
-    return "" if value.strip().lower() in _NOTHING else value.strip()
+def _told(value: str, groups: Sequence[str]) -> str:
+    """What a cell tells; a group may well be called none."""
+    told = value.strip()
+    nothing = told.lower() in _NOTHING - {group.lower() for group in groups}
+    return "" if nothing else told
 
 
 def _numbers(name: str, values: list[str]) -> Tensor:
