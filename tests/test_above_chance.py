@@ -128,6 +128,8 @@ def test_what_was_compared_with_fresh_weights_and_what_was_not_make_no_silent_hi
         warnings.simplefilter("error")
         assert "nobody" not in str(Timeline.of([asked, asked]))
         Timeline.of([asked.with_rule(README), alone.with_rule(README)])
+        same = [replace(one, info={**one.info, "epoch": 3}) for one in (alone, asked)]
+        assert Timeline.of(same) == Timeline.of(same[1:])  # the one that is replaced does not count
 
 
 def test_the_other_rules_read_as_from_the_metric_alone(dissection: Dissection) -> None:

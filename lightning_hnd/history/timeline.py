@@ -293,13 +293,16 @@ class Timeline:
             ):
                 if before != now:
                     raise ValueError(f"layer {name!r} had {what} {before} before and has {now} in a later dissection")
+            kept = [t for t, moment in enumerate(layer.moments) if moment != new.moments[0]]
+            if not kept:
+                joined[name] = new
+                continue
             if layer.learnt != new.learnt:
                 warnings.warn(
                     f"layer {name!r} was compared with fresh weights in some dissections and not in others, where "
                     "units count as interpretable that have learnt nothing: such births and deaths are not the model's",
                     stacklevel=2,
                 )
-            kept = [t for t, moment in enumerate(layer.moments) if moment != new.moments[0]]
             both = layer.at(kept).then(new)
             order = sorted(range(len(both.moments)), key=lambda t: (not both.moments[t].at_start, both.moments[t][:2]))
             joined[name] = both.at(order)
