@@ -74,8 +74,9 @@ class GroupPairing:
 class ConfoundedConcept:
     """A local concept that a unit is not paired with only because a group may stand behind it.
 
-    At the concept's usual place the ``group`` of the global ``concept`` makes ``ratio`` times the difference that the
-    local concept ``name`` makes, more than once, and nothing tells which images of that are of the group.
+    At the usual place of the local concept ``name`` the global ``concept`` makes a difference that is ``ratio`` times
+    as large, more than 1, and its ``group`` differs most, while ``labels.csv`` does not tell the groups of all images
+    of the local concept's source. The ratio is infinite where the local concept makes no difference on average.
     """
 
     name: str
