@@ -256,6 +256,19 @@ def test_a_group_may_have_less_than_those_that_are_too_few_by_themselves() -> No
     assert found["confound_group"][0, LIPSTICK] == PAPER.group_offsets[AGE]
 
 
+@pytest.mark.parametrize(("means", "furthest"), [([-1.0, -0.9, 0, 0], 0), ([0.9, 1.0, 0, 0], 1)])
+def test_the_group_furthest_from_those_without_a_name_is_told(means: list[float], furthest: int) -> None:
+    faces, _ = faces_with_units(axis=AGE, grouped=110)
+    group = torch.tensor([0] * 50 + [1] * 52 + [2] * 4 + [3] * 4)
+    faces.group[LOCAL:, AGE] = group
+    evidence = GroupEvidence(faces, {LIPSTICK: torch.arange(len(PAPER.global_)) == AGE})
+    noise = torch.randn(110, generator=torch.Generator().manual_seed(0))
+    shown = (5 + torch.tensor(means)[group] + 0.2 * noise).square()
+    evidence.update(torch.rand(110, 1, 2, 2), shown[:, None, None], torch.arange(LOCAL, len(faces)))
+    found = evidence.compute(evidence.sums, 1)
+    assert found["confound_group"][0, LIPSTICK] == PAPER.group_offsets[AGE] + furthest
+
+
 def test_of_a_response_that_a_concept_lowers_any_group_makes_more() -> None:
     faces, _ = faces_with_units()
     faces.pictures[:LOCAL, 0] = 255 - faces.pictures[:LOCAL, 1]

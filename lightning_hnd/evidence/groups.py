@@ -138,10 +138,12 @@ class _Comparison:
         """
         most, high = torch.nan_to_num(mean, nan=-torch.inf).max(0)
         least, low = torch.nan_to_num(mean, nan=torch.inf).min(0)
-        if self.pooled:
-            most, least = most.clamp(min=0), least.clamp(max=0)
         middle = mean.nanmean(0)
-        return most - least, torch.where(middle - least > (1 + 1e-9) * (most - middle), low, high)
+        lowest = middle - least > (1 + 1e-9) * (most - middle)
+        if self.pooled:  # of those that have no name the other end is told
+            lowest = torch.where((most < 0) | (least > 0), most < 0, lowest)
+            most, least = most.clamp(min=0), least.clamp(max=0)
+        return most - least, torch.where(lowest, low, high)
 
 
 class GroupEvidence:
