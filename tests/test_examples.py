@@ -26,7 +26,7 @@ def test_dissect_pretrained(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run([*program, "--size", "24", "32"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "live units interpretable (rule readme)" in done.stdout
-    assert "live units interpretable (rule above_chance)" in done.stdout
+    assert "live units interpretable; nobody asked what is learnt (rule above_chance)" in done.stdout
     report = tmp_path / "dissection"
     assert list(Dissection.load(report / "dissection.hnd").layers) == ["1"]
     assert "| unit | region |" in (report / "assignments.md").read_text()
