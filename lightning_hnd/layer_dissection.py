@@ -344,7 +344,7 @@ class LayerDissection:
 
     @property
     def headline(self) -> str:
-        """One sentence: how many units are interpretable, in which regions; confounded, interpretable or not; dead."""
+        """One sentence: how many units are interpretable, in which regions; how many others confounded; dead."""
         regions = [f"{r} {n}" for r, n in zip(self.ontology.regions, self.units_per_region, strict=True) if n]
         where = f" ({', '.join(regions)})" if regions else ""
         dead = f"; {len(self) - self.live} dead" if self.live < len(self) else ""

@@ -47,10 +47,7 @@ class Flaw(Enum):
     ABSENT_CONCEPT = (Level.DOUBTFUL, "no unit can be paired with it; in a region, the others share what it would have")
     IMBALANCE = (Level.DOUBTFUL, "ranks are taken over all groups together, and the largest one decides them")
     CONFOUND = (Level.DOUBTFUL, "a unit of one label cannot be told from a unit of the other")
-    UNTOLD_GROUP = (
-        Level.DOUBTFUL,
-        "units of a group can pass for detectors of what it has more often",
-    )
+    UNTOLD_GROUP = (Level.DOUBTFUL, "units of a group can pass for detectors of what it has more often")
     SOFT_MASK = (Level.DOUBTFUL, "every pixel above 0 is on; a lossy or smoothed mask is larger than it looks")
     UNLISTED = (Level.DOUBTFUL, "what no table lists is not read: an unlisted mask counts as absence")
     TURNED = (Level.DOUBTFUL, "it is shown upright, as viewers show it; masks must be drawn on the upright picture")
