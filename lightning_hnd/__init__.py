@@ -8,13 +8,14 @@ from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import Dissection
 from lightning_hnd.history.alerts import Alarm, BiasAlert
 from lightning_hnd.history.timeline import Timeline
-from lightning_hnd.layer_dissection import ConceptPairing, ConfoundedConcept, GroupPairing, LayerDissection, Unit
+from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.measuring.metric import DissectionMetric
 from lightning_hnd.pipeline import dissect
 from lightning_hnd.rendering import RenderedFaces
 from lightning_hnd.rules import ABOVE_CHANCE, README, RELEASED, Rule
 from lightning_hnd.training.ablation_callback import AblationCallback
 from lightning_hnd.training.callback import HNDCallback
+from lightning_hnd.unit import ConceptPairing, ConfoundedConcept, GroupPairing, Unit
 
 __all__ = [
     "ABOVE_CHANCE",

@@ -31,9 +31,10 @@ from lightning_hnd import (
     dissect,
 )
 from lightning_hnd.evidence.fresh import fresh_null, renewed
-from lightning_hnd.layer_dissection import ConceptPairing, LayerDissection
+from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report import scalars, scalars_over_time
 from lightning_hnd.report.tables import layer_markdown
+from lightning_hnd.unit import ConceptPairing
 
 
 class Drawn(nn.Module):

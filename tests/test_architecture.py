@@ -13,7 +13,7 @@ import lightning_hnd
 ROOT = Path(lightning_hnd.__file__).parent
 FLOORS = [  # each stands on those above it in this list, or on its like
     {"instead"},
-    {"concepts", "rules", "whole_files", "in_threads"},
+    {"concepts", "rules", "unit", "whole_files", "in_threads"},
     {"functional"},
     {"layer_dissection", "rendering"},
     {"dissection", "dictionary"},
