@@ -131,6 +131,10 @@ def test_what_was_compared_with_fresh_weights_and_what_was_not_make_no_silent_hi
         Timeline.of([asked.with_rule(README), alone.with_rule(README)])
         same = [replace(one, info={**one.info, "epoch": 3}) for one in (alone, asked)]
         assert Timeline.of(same) == Timeline.of(same[1:])  # the one that is replaced does not count
+    with pytest.warns(UserWarning, match="fresh weights in some"):
+        mixed = Timeline.of([asked, *same[:1]])
+    assert "nobody asked" in str(mixed)
+    assert "nobody asked" not in str(mixed.then(same[1]))
 
 
 def test_the_other_rules_read_as_from_the_metric_alone(dissection: Dissection) -> None:

@@ -42,7 +42,7 @@ def layer(concepts: list[list[int]], first: int = -1) -> LayerTimeline:
     }
     when = tuple(Moment(max(0, t), 10 * (t + 1), t == -1) for t in range(first, moments + first))
     groups, nothing = np.zeros((moments, units, G), dtype=bool), np.zeros((moments, units), dtype=bool)
-    return LayerTimeline("body", PAPER, README, when, paired, groups, concept, nothing, nothing, False, measures)
+    return LayerTimeline("body", PAPER, README, when, paired, groups, concept, nothing, nothing, nothing[:, 0], measures)
 
 
 def timeline(of: LayerTimeline) -> Timeline:

@@ -73,8 +73,8 @@ class LayerTimeline:
         concept: ``[T, U]`` int64, the concept that a unit is paired with most strongly, -1 for none.
         dead: ``[T, U]`` bool.
         confounded: ``[T, U]`` bool, which would be paired with a further concept if no group stood behind it.
-        learnt: Whether networks with fresh weights were asked, in each dissection, for an interpretable unit to have
-            learnt its concept.
+        learnt: ``[T]`` bool, whether networks with fresh weights were asked, for an interpretable unit to have learnt
+            its concept.
         measures: ``encoding_index``, ``encoding_low``, ``encoding_high``, ``encoding_p``, each ``[T, K]``, and
             ``shortcut_index``, ``shortcut_error``, ``shortcut_z``, each ``[T, L, L]``, as
             :func:`~lightning_hnd.measuring.bias.bias_statistics` describes them; NaN for moments of older files.
@@ -89,7 +89,7 @@ class LayerTimeline:
     concept: Array
     dead: Array
     confounded: Array
-    learnt: bool
+    learnt: Array
     measures: Mapping[str, Array]
 
     @classmethod
@@ -99,19 +99,18 @@ class LayerTimeline:
         strength = np.where(layer.paired_concepts, layer.strength, -np.inf)
         concept = np.concatenate([none, strength], axis=1).argmax(1) - 1
         confounded = (layer.confounding_group >= 0).any(axis=1)
-        arrays = (layer.paired_concepts, layer.paired_groups, concept, layer.dead, confounded)
+        learnt = np.asarray(layer.rule.level is not None and layer.asked_fresh)
+        arrays = (layer.paired_concepts, layer.paired_groups, concept, layer.dead, confounded, learnt)
         own = {key: array[None] for key, array in zip(_ARRAYS, arrays, strict=True)}
         shapes = _shapes(layer.ontology)
         measures = {name: layer.statistics.get(name, np.full(shapes[name], np.nan))[None] for name in _MEASURES}
-        learnt = layer.rule.level is not None and layer.asked_fresh
-        return cls(layer.name, layer.ontology, layer.rule, (moment,), **own, learnt=learnt, measures=measures)
+        return cls(layer.name, layer.ontology, layer.rule, (moment,), **own, measures=measures)
 
     def then(self, later: LayerTimeline) -> LayerTimeline:
         """This one followed by a later one of the same layer."""
         own: dict[str, Any] = {n: np.concatenate([getattr(self, n), getattr(later, n)]) for n in _ARRAYS}
         measures = {name: np.concatenate([self.measures[name], later.measures[name]]) for name in _MEASURES}
-        learnt = self.learnt and later.learnt
-        return replace(self, moments=self.moments + later.moments, **own, learnt=learnt, measures=measures)
+        return replace(self, moments=self.moments + later.moments, **own, measures=measures)
 
     def at(self, order: list[int]) -> LayerTimeline:
         """The same at some of the moments."""
@@ -215,8 +214,8 @@ class LayerTimeline:
         if not isinstance(other, LayerTimeline):
             return NotImplemented
         return (
-            (self.name, self.ontology, self.rule, self.moments, self.learnt)
-            == (other.name, other.ontology, other.rule, other.moments, other.learnt)
+            (self.name, self.ontology, self.rule, self.moments)
+            == (other.name, other.ontology, other.rule, other.moments)
             and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in _ARRAYS)
             and all(np.array_equal(self.measures[n], other.measures[n], equal_nan=True) for n in _MEASURES)
         )
@@ -224,7 +223,7 @@ class LayerTimeline:
     __hash__ = None  # type: ignore[assignment]  # compared by value
 
 
-_ARRAYS = ("paired", "groups", "concept", "dead", "confounded")
+_ARRAYS = ("paired", "groups", "concept", "dead", "confounded", "learnt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,17 +292,14 @@ class Timeline:
             ):
                 if before != now:
                     raise ValueError(f"layer {name!r} had {what} {before} before and has {now} in a later dissection")
-            kept = [t for t, moment in enumerate(layer.moments) if moment != new.moments[0]]
-            if not kept:
-                joined[name] = new
-                continue
-            if layer.learnt != new.learnt:
+            kept = layer.at([t for t, moment in enumerate(layer.moments) if moment != new.moments[0]])
+            if len(kept.moments) and kept.learnt[-1] != new.learnt[0]:
                 warnings.warn(
                     f"layer {name!r} was compared with fresh weights in some dissections and not in others, where "
                     "units count as interpretable that have learnt nothing: such births and deaths are not the model's",
                     stacklevel=2,
                 )
-            both = layer.at(kept).then(new)
+            both = kept.then(new)
             order = sorted(range(len(both.moments)), key=lambda t: (not both.moments[t].at_start, both.moments[t][:2]))
             joined[name] = both.at(order)
         return Timeline(MappingProxyType(joined))
@@ -338,7 +334,7 @@ class Timeline:
         lines = []
         for layer in self:
             found = [e for e in layer.emergence if e.moment is not None]
-            asked = "" if layer.rule.level is None or layer.learnt else ", nobody asked what is learnt"
+            asked = "" if layer.rule.level is None or layer.learnt.all() else ", nobody asked what is learnt"
             lines.append(f"{layer.name} (rule {layer.rule.name}{asked}), {len(layer.moments)} moments:")
             lines += [f"  {e.kind} {e.name}: since {_since(e.moment)}" for e in found if e.moment is not None]
             lines += [] if found else ["  nothing has appeared to stay"]
