@@ -41,8 +41,8 @@ def layer(concepts: list[list[int]], first: int = -1) -> LayerTimeline:
         **{f"shortcut_{name}": np.zeros((moments, L, L)) for name in ("index", "error", "z")},
     }
     when = tuple(Moment(max(0, t), 10 * (t + 1), t == -1) for t in range(first, moments + first))
-    groups, nothing = np.zeros((moments, units, G), dtype=bool), np.zeros((moments, units), dtype=bool)
-    return LayerTimeline("body", PAPER, README, when, paired, groups, concept, nothing, nothing, nothing[:, 0], measures)
+    groups, none = np.zeros((moments, units, G), dtype=bool), np.zeros((moments, units), dtype=bool)
+    return LayerTimeline("body", PAPER, README, when, paired, groups, concept, none, none, none[:, 0], measures)
 
 
 def timeline(of: LayerTimeline) -> Timeline:
