@@ -242,6 +242,19 @@ def test_what_a_unit_does_over_the_whole_face_is_no_association_and_hides_none()
     assert z[2] > 6
 
 
+@pytest.mark.parametrize(("times", "counts"), [(1.5, False), (2.5, True)])
+def test_what_a_unit_does_at_the_place_anyway_must_at_least_be_doubled(times: float, counts: bool) -> None:
+    """Ranks notice half as much again, too, as surely as what is at the place only with the concept."""
+    faces, square, smiling = squares()
+    strength = torch.where(smiling, times, 1.0)[:, None, None]
+    noise = 0.1 * torch.randn(240, 20, 8, 8, generator=torch.Generator().manual_seed(8))
+    maps = (strength * square)[:, None] + 0.1 * strength[:, None] * noise  # so that all of it is of that strength
+    found, c = gather(faces, maps), PAPER.concept_index("Smiling")
+    assert (found["associated_auc"][:, c] > 0.85).all()
+    assert bool((found["associated_z"][:, c] > 6).all()) == counts
+    assert bool((found["associated_z"][:, c] <= 0).all()) != counts
+
+
 def test_at_a_place_that_is_spread_out_a_few_strong_cells_are_an_association() -> None:
     """Where they are few, and strong, the mean over a place that is mostly empty in any one face notices them less."""
     generator = torch.Generator().manual_seed(12)

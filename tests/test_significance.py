@@ -104,7 +104,8 @@ class TestPartialRankTest:
         alike = (ranks.square().sum(0) * 60 * 0.25 * 0.75 / 59).sqrt()
         deviations = torch.stack([ours, white, alike])
         assert deviations.argmax(0).unique().tolist() == [0, 1, 2]
-        torch.testing.assert_close(z, (15 * 45 * (share - 0.5) - 0.5) / deviations.amax(0))
+        beyond = 15 * 45 * (share - 0.5) - 0.5
+        torch.testing.assert_close(z, torch.minimum(beyond / torch.maximum(ours, alike), beyond / white))
 
     @pytest.mark.parametrize("n", [200, 1600])
     @pytest.mark.parametrize("others", [0, 3])
@@ -112,6 +113,14 @@ class TestPartialRankTest:
         p = upper_tail(shifted(LEAST_EFFECT, n, 5000, others).z)
         not_smaller_than_uniform(p)
         assert float((p <= 0.05).double().mean()) > 0.035  # nor much larger: the end of it is reached
+
+    def test_a_handful_of_images_is_asked_for_an_effect_above_0(self) -> None:
+        """Fourteen faces, all of which a unit ranks above the other 486: they can say no more than the root of 14."""
+        label = torch.arange(500) < 14
+        response = torch.rand(500, 50, generator=torch.Generator().manual_seed(8)) + 2 * label[:, None]
+        test = partial_rank_test(response, label, torch.zeros(500, 0, dtype=torch.bool))
+        torch.testing.assert_close(test.z, torch.full((50,), math.sqrt(14)).double(), rtol=0.03, atol=0.0)
+        assert (test.effect * math.sqrt(500) > 6).all()  # what they would say if all images decided
 
     def test_with_many_images_an_effect_that_does_not_matter_is_none(self) -> None:
         test = shifted(LEAST_EFFECT / 2, 50_000, 100, 0)
@@ -151,10 +160,12 @@ class TestPartialRankTest:
         labels = np.stack([np.ones(40), other, label], axis=1).astype(float)
         psi -= labels @ np.linalg.lstsq(labels, psi, rcond=None)[0]
         psi /= 1 - np.diag(labels @ np.linalg.pinv(labels))
-        variance = max(np.sum(x**2 * e**2), np.sum(psi**2), np.sum(x**2) * np.sum(e**2) / (40 - 2))
+        variance = max(np.sum(psi**2), np.sum(x**2) * np.sum(e**2) / (40 - 2))
         step = np.diff(np.sort(ranks)).max() / 2
         least = LEAST_EFFECT * np.linalg.norm(x) * np.linalg.norm(e)
-        assert test.z.item() == pytest.approx((np.sum(x * e) - least - step) / np.sqrt(variance))
+        of_all = (np.sum(x * e) - least - step) / np.sqrt(variance)
+        of_few = (np.sum(x * e) - step) / np.linalg.norm(x * e)
+        assert test.z.item() == pytest.approx(min(of_all, of_few))
         assert test.effect.item() == pytest.approx(np.corrcoef(x, e)[0, 1])
         pairs = [(a > b) + (a == b) / 2 for a in response[label] for b in response[~label]]
         assert test.auc.item() == pytest.approx(np.mean(pairs))

@@ -86,12 +86,12 @@ class Evidence:
         flat, scale = beside_mean(averaged(maps.float(), cells).flatten(2))  # [B, U, P], [B, U]
 
         def shown(rows: Tensor, concepts: Sequence[int]) -> Tensor:
-            """How much more active units are at usual places: ``[b, A, U]``."""
-            strong = emphasised(_some(flat, rows), _some(scale, rows))
-            return places.usual[[*concepts]].to(flat) @ strong.transpose(1, 2)
+            """How much more active units are at usual places, and at the mean over all cells: ``[b, A + 1, U]``."""
+            strong = emphasised(_some(flat, rows), _some(scale, rows)).transpose(1, 2)
+            return torch.cat([places.usual[[*concepts]].to(flat) @ strong, strong.mean(1, keepdim=True)], dim=1)
 
         if len(grouped):
-            at_places = shown(grouped, self._confoundable).transpose(1, 2)
+            at_places = shown(grouped, self._confoundable)[:, :-1].transpose(1, 2)
             self._groups.update(_some(maps, grouped), at_places, batch.index[grouped])
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             rows = (batch.source == kind.number).nonzero().flatten()
@@ -140,7 +140,8 @@ class Evidence:
               concept's usual place than on average over its map (the mean of
               :func:`~lightning_hnd.evidence.places.emphasised` over the place), over the images of the concept's
               source, the other concepts of the source, and the groups that ``labels.csv`` tells of its images, being
-              the other labels
+              the other labels. z is 0 at most where that adds less than the unit does there without the concept: its
+              mean over the images that do not carry it, less that over all places of the map
             - ``confound_ratio``, ``confound_group [U, C]``: how many times as large a difference as the concept a
               global concept makes to that (to its :func:`~lightning_hnd.evidence.groups.roots`, in standard deviations
               of what is left of it), and which group differs most, of what is not held fixed
@@ -195,17 +196,23 @@ class Evidence:
             def associate(first: int, block: Tensor, kind: _Kind = kind, in_order: Tensor = in_order) -> None:
                 block = block[:, in_order]
                 ranks, step = ranks_and_step(block)
-                block = roots(block.double())
+                shown, root = block.double(), roots(block.double())
+                anywhere = shown[kind.rows - 1 :: kind.rows]
                 for i, (c, contrast) in enumerate(kind.tests.items()):
-                    own = slice(i, None, len(kind.tests))  # among rows
+                    own = slice(i, None, kind.rows)
                     test = contrast.of_ranks(ranks[own], step[own])
+                    absent = (~contrast.label).to(shown)
+                    without = (shown[own] - anywhere) @ absent / absent.sum()
+                    # what is on a place anyway answers a little to all that makes what lies there larger
+                    matters = contrast.difference(shown[own]) > without
+                    test = test._replace(z=torch.where(matters, test.z, test.z.clamp(max=0)))
                     some = slice(first, first + len(test.z))  # among units
                     for name, value in test._asdict().items():
                         result[f"associated_{name}"][some, c] = value.cpu()
-                    ratio = of_groups[some, c] / contrast.difference(block[own]).cpu().clamp(min=0)
+                    ratio = of_groups[some, c] / contrast.standardised_difference(root[own]).cpu().clamp(min=0)
                     result["confound_ratio"][some, c] = torch.where(of_groups[some, c] > 0, ratio, 0.0)
 
-            seen.each(units, len(kind.tests), len(images), processes, associate)
+            seen.each(units, kind.rows, len(images), processes, associate)
         return result
 
     def _place(self, sums: Tensor, cells: tuple[int, int], result: Mapping[str, Tensor]) -> None:
@@ -242,6 +249,11 @@ class _Kind:
     concepts: list[int]
     tests: dict[int, Contrast]
     fixed: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Numbers that are kept of a unit and an image: at the place of each concept tested, and at all cells."""
+        return len(self.tests) + 1 if self.tests else 0
 
     @classmethod
     def of(cls, faces: FaceDictionary, kind: int) -> _Kind:

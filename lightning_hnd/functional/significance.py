@@ -54,19 +54,21 @@ def partial_rank_test(response: Tensor, label: Tensor, others: Tensor, least: fl
     Responses are replaced by their mid-ranks :math:`r`, the label by what the other labels do not explain of it,
     :math:`\tilde x` (residuals of least squares). With :math:`e` the residuals of the ranks on the other labels,
 
-    .. math:: z = \frac{\sum_i \tilde x_i e_i - d |\tilde x| |e| - \delta}
-        {\sqrt{\max(\sum_i \tilde x_i^2 e_i^2, \sum_i \psi_i^2, |\tilde x|^2 |e|^2 / (n - L - 1))}}.
+    .. math:: z = \min\Big(
+        \frac{\sum_i \tilde x_i e_i - d |\tilde x| |e| - \delta}
+        {\sqrt{\max(\sum_i \psi_i^2, |\tilde x|^2 |e|^2 / (n - L - 1))}},
+        \frac{\sum_i \tilde x_i e_i - \delta}{\sqrt{\sum_i \tilde x_i^2 e_i^2}}\Big).
 
     The effect is the partial rank correlation :math:`\tilde x^T e / |\tilde x| |e|`, the null hypothesis that it is
-    :math:`d` at most. With 0 for that and without other labels it is Wilcoxon's rank sum test. The variance is the
-    largest of three. White's (1980) takes ranks for independent: the sum is standardised by itself, so that a unit
-    that responds in a handful of images cannot make it large. Ranks hang together, though, and where responses spread
-    more in one class than in the other what an image contributes is :math:`\tilde x_i e_i - b_i` (Hoeffding 1948), with
-    :math:`b_i` the sum of :math:`\tilde x` over the images that rank lower, equals counted half; :math:`\psi_i` is what
-    all labels, this one too, leave of it, divided by the share that they leave of any image's (MacKinnon and White's
-    HC3, 1985; without others nearly the variance of Brunner and Munzel 2000). Both are small where the few images
-    with a label, or without, happen to be equal, as where a unit seldom fires: the third is that of noise alike in
-    all images, with ``L + 1`` the rank of a constant and the other labels. Discreteness cannot help either:
+    :math:`d` at most. With 0 for that and without other labels it is Wilcoxon's rank sum test. Ranks hang together, and
+    where responses spread more in one class than in the other what an image contributes is :math:`\tilde x_i e_i - b_i`
+    (Hoeffding 1948), with :math:`b_i` the sum of :math:`\tilde x` over the images that rank lower, equals counted half;
+    :math:`\psi_i` is what all labels, this one too, leave of it, divided by the share that they leave of any image's
+    (MacKinnon and White's HC3, 1985; without others nearly the variance of Brunner and Munzel 2000). It is small where
+    the few images with a label, or without, happen to be equal, as where a unit seldom fires: the other variance is
+    that of noise alike in all images, with ``L + 1`` the rank of a constant and the other labels. White's (1980), by
+    which the sum is standardised by itself, does not let a handful of images make a unit significant; as these cannot
+    tell an effect of :math:`d` from none, they are asked for one above 0. Discreteness cannot help either:
     :math:`\delta` is half the largest step between ranks that follow each other (1/2 without ties).
 
     Args:
@@ -131,10 +133,13 @@ class Contrast(NamedTuple):
         share = torch.addmm(share, share @ known, known.t(), alpha=-1)
         share /= (1 - known.square().sum(1)).clamp(min=LEAST_LEFT)
         alike = norm.square() / max(1, n - basis.shape[1])
-        variance = torch.maximum(torch.maximum(square @ left.square(), share.square_().sum(1)), alike)
-        beyond = total - least * norm - step / 2
+        white, variance = square @ left.square(), torch.maximum(share.square_().sum(1), alike)
+        beyond = total - step / 2
+        of_all, of_few = (
+            above / by.clamp(min=1e-12).sqrt() for above, by in ((beyond - least * norm, variance), (beyond, white))
+        )
         return RankTest(
-            torch.where(tied, 0.0, beyond / variance.clamp(min=1e-12).sqrt()),
+            torch.where(tied, 0.0, torch.minimum(of_all, of_few)),
             torch.where(tied, 0.0, total / norm.clamp(min=1e-12)),
             auc,
         )
@@ -142,10 +147,15 @@ class Contrast(NamedTuple):
     def difference(self, response: Tensor) -> Tensor:
         """How much more each of ``[U, n]`` responses is with the label than without, the others held fixed: ``[U]``.
 
-        In standard deviations of what all labels leave of it; NaN where the label cannot be told from the others.
+        NaN where the label cannot be told from the others.
         """
+        left = self.left.to(response)
+        return response @ left / left.square().sum()
+
+    def standardised_difference(self, response: Tensor) -> Tensor:
+        """:meth:`difference`, in standard deviations of what all labels leave of the response: ``[U]``."""
         basis, left = self.basis.to(response), self.left.to(response)
-        made, square = response @ left / left.square().sum(), response.square().sum(1)
+        made, square = self.difference(response), response.square().sum(1)
         rest = square - (response @ basis).square().sum(1) - made.square() * left.square().sum()
         return made / residual_spread(rest, square, len(left) - basis.shape[1] - 1)
 
