@@ -31,10 +31,11 @@ def numbered_labels(labels: Sequence[Mapping[str, str]], ontology: Ontology) -> 
     Returns:
         ``[N, K]`` int64; that nothing is known is a label, too: 0.
     """
-    columns = [
-        _numbers(concept.name, [_told(of.get(concept.name, ""), concept.groups) for of in labels])
-        for concept in ontology.global_
-    ]
+    columns = []
+    for concept in ontology.global_:
+        nothing = _NOTHING - {group.lower() for group in concept.groups}  # a group may well be called none
+        told = [of.get(concept.name, "").strip() for of in labels]
+        columns.append(_numbers(concept.name, ["" if value.lower() in nothing else value for value in told]))
     return torch.stack(columns, dim=1) if columns else torch.zeros(len(labels), 0, dtype=torch.int64)
 
 
@@ -66,13 +67,6 @@ def held_fixed(known: Tensor) -> Tensor:
     it is those that an answer would rest on.
     """
     return (known != UNTOLD).all(0)
-
-
-def _told(value: str, groups: Sequence[str]) -> str:
-    """What a cell tells; a group may well be called none."""
-    told = value.strip()
-    nothing = told.lower() in _NOTHING - {group.lower() for group in groups}
-    return "" if nothing else told
 
 
 def _numbers(name: str, values: list[str]) -> Tensor:
