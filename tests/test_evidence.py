@@ -243,7 +243,7 @@ def test_what_a_unit_does_over_the_whole_face_is_no_association_and_hides_none()
 
 
 @pytest.mark.parametrize(("times", "counts"), [(1.5, False), (2.5, True)])
-def test_what_a_unit_does_at_the_place_anyway_must_at_least_be_doubled(times: float, counts: bool) -> None:
+def test_on_a_place_anyway_a_unit_must_be_more_active_by_far_with_the_concept(times: float, counts: bool) -> None:
     """Ranks notice half as much again, too, as surely as what is at the place only with the concept."""
     faces, square, smiling = squares()
     strength = torch.where(smiling, times, 1.0)[:, None, None]
@@ -253,6 +253,18 @@ def test_what_a_unit_does_at_the_place_anyway_must_at_least_be_doubled(times: fl
     assert (found["associated_auc"][:, c] > 0.85).all()
     assert bool((found["associated_z"][:, c] > 6).all()) == counts
     assert bool((found["associated_z"][:, c] <= 0).all()) != counts
+
+
+@pytest.mark.parametrize(("times", "at_square", "counts"), [(1.5, False, False), (math.inf, True, True)])
+def test_a_single_image_does_not_decide_what_a_unit_does_anyway(times: float, at_square: bool, counts: bool) -> None:
+    """One without the concept, in which the unit is a thousand times as active: in a corner, or on the very place."""
+    faces, square, smiling = squares()
+    maps = torch.where(smiling, min(times, 2.0), 0.0 if math.isinf(times) else 1.0)[:, None, None] * square
+    maps = maps[:, None] + 0.1 * torch.randn(240, 20, 8, 8, generator=torch.Generator().manual_seed(9))
+    maps[1] += 1000 * square[1] if at_square else 1000 * (torch.arange(64) == 0).view(8, 8)
+    z = gather(faces, maps)["associated_z"][:, PAPER.concept_index("Smiling")]
+    assert bool((z > 6).all()) == counts
+    assert bool((z <= 0).all()) != counts
 
 
 def test_at_a_place_that_is_spread_out_a_few_strong_cells_are_an_association() -> None:

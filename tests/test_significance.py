@@ -56,6 +56,18 @@ def shifted(effect: float, n: int, units: int, others: int) -> RankTest:
     return partial_rank_test(response, label, torch.rand(n, others, generator=generator) < 0.3)
 
 
+def of_student(t: torch.Tensor, freedom: torch.Tensor) -> torch.Tensor:
+    """Normal quantiles of where values lie in Student's distribution: its density, added up in small steps."""
+    at = torch.linspace(0, 60, 600_001, dtype=torch.float64)
+    found = []
+    for value, nu in zip(t.abs().tolist(), freedom.tolist(), strict=True):
+        density = (1 + at.square() / nu) ** (-(nu + 1) / 2)
+        norm = math.exp(math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2)) / math.sqrt(nu * math.pi)
+        below = 0.5 + norm * torch.trapezoid(density[at <= value], at[at <= value])
+        found.append(torch.special.ndtri(below))
+    return torch.stack(found).copysign(t)
+
+
 class TestPartialRankTest:
     @pytest.mark.parametrize("kind", ["normal", "rectified", "sparse", "heavy", "dead"])
     @pytest.mark.parametrize("share", [0.08, 0.5])
@@ -86,26 +98,35 @@ class TestPartialRankTest:
         not_smaller_than_uniform(p)
         assert (p <= 1e-4).sum() <= 7  # 2 are expected, and 7 or fewer with a probability of 0.999
 
-    def test_the_largest_of_three_variances_counts(self) -> None:
-        """Of Brunner and Munzel (2000), written out over pairs, of White (1980), and of equal noise."""
+    def test_the_smallest_of_three_statistics_counts(self) -> None:
+        """Of equal noise, of Brunner and Munzel (2000), written out over pairs, and of White (1980)."""
         generator = torch.Generator().manual_seed(6)
         label = torch.arange(60) < 15
         response = torch.randn(60, 50, generator=generator)
         response[label, :15] *= 0.1
         response[label, 15:30] *= 5
-        response[label, 30:] += 1.5
+        response[label, 30:] += 1
         z = partial_rank_test(response, label, torch.zeros(60, 0, dtype=torch.bool), least=0).z
         above = (response[label][:, None] > response[~label]).double()  # no ties
         share = above.mean((0, 1))
-        spread = [(above.mean(way) - share).square().sum(0) / (len(above.mean(way)) - 1) ** 2 for way in (0, 1)]
-        ours = 15 * 45 * (spread[0] + spread[1]).sqrt()
+        spread = [(above.mean(way) - share).square().sum(0) / (len(above.mean(way)) - 1) ** 2 for way in (1, 0)]
+        freedom = (spread[0] + spread[1]).square() / (spread[0].square() / 14 + spread[1].square() / 44)
+        beyond = 15 * 45 * (share - 0.5) - 0.5
+        t = beyond / (15 * 45 * (spread[0] + spread[1]).sqrt())
         ranks = response.argsort(0).argsort(0).double() + 1 - 30.5
         white = ((label.double() - 0.25)[:, None] * ranks).square().sum(0).sqrt()
         alike = (ranks.square().sum(0) * 60 * 0.25 * 0.75 / 59).sqrt()
-        deviations = torch.stack([ours, white, alike])
-        assert deviations.argmax(0).unique().tolist() == [0, 1, 2]
-        beyond = 15 * 45 * (share - 0.5) - 0.5
-        torch.testing.assert_close(z, torch.minimum(beyond / torch.maximum(ours, alike), beyond / white))
+        all_three = torch.stack([beyond / alike, of_student(t, freedom), beyond / white])
+        assert all_three.argmin(0).unique().tolist() == [0, 1, 2]
+        torch.testing.assert_close(z, all_three.amin(0), rtol=0.005, atol=0.005)  # Wallace's quantiles
+
+    def test_where_a_label_parts_all_images_no_variance_is_0(self) -> None:
+        label = torch.arange(40) < 10
+        response = torch.where(label, 1.0, 0.0)[:, None] + torch.arange(40.0)[:, None] / 100
+        z = partial_rank_test(response, label, torch.zeros(40, 0, dtype=torch.bool), least=0).z
+        residual = torch.cat([torch.arange(31.0, 41.0), torch.arange(1.0, 31.0)]).double() - 20.5
+        white = torch.linalg.vector_norm((label.double() - 0.25) * residual)
+        assert z.item() == pytest.approx(((label.double() - 0.25) @ residual - 0.5).item() / white.item())
 
     @pytest.mark.parametrize("n", [200, 1600])
     @pytest.mark.parametrize("others", [0, 3])
@@ -113,6 +134,16 @@ class TestPartialRankTest:
         p = upper_tail(shifted(LEAST_EFFECT, n, 5000, others).z)
         not_smaller_than_uniform(p)
         assert float((p <= 0.05).double().mean()) > 0.035  # nor much larger: the end of it is reached
+
+    @pytest.mark.parametrize(("n", "inside"), [(500, 14), (2000, 20)])
+    def test_p_values_at_the_end_of_the_null_where_few_images_have_the_label(self, n: int, inside: int) -> None:
+        """A few of these make all of the effect: they rank above all others, and the rest are as others are."""
+        generator = torch.Generator().manual_seed(9)
+        label = torch.arange(n) < inside
+        share = 2 * LEAST_EFFECT / math.sqrt(12 * inside / n * (1 - inside / n))
+        top = label[:, None] & (torch.rand(n, 5000, generator=generator) < share)
+        response = torch.rand(n, 5000, generator=generator) + top.float()
+        not_smaller_than_uniform(upper_tail(partial_rank_test(response, label, torch.zeros(n, 0, dtype=torch.bool)).z))
 
     def test_a_handful_of_images_is_asked_for_an_effect_above_0(self) -> None:
         """Fourteen faces, all of which a unit ranks above the other 486: they can say no more than the root of 14."""
@@ -160,12 +191,15 @@ class TestPartialRankTest:
         labels = np.stack([np.ones(40), other, label], axis=1).astype(float)
         psi -= labels @ np.linalg.lstsq(labels, psi, rcond=None)[0]
         psi /= 1 - np.diag(labels @ np.linalg.pinv(labels))
-        variance = max(np.sum(psi**2), np.sum(x**2) * np.sum(e**2) / (40 - 2))
+        parts = [np.sum(psi[label] ** 2), np.sum(psi[~label] ** 2)]
+        freedom = sum(parts) ** 2 / (parts[0] ** 2 / (label.sum() - 1) + parts[1] ** 2 / ((~label).sum() - 1))
         step = np.diff(np.sort(ranks)).max() / 2
         least = LEAST_EFFECT * np.linalg.norm(x) * np.linalg.norm(e)
-        of_all = (np.sum(x * e) - least - step) / np.sqrt(variance)
-        of_few = (np.sum(x * e) - step) / np.linalg.norm(x * e)
-        assert test.z.item() == pytest.approx(min(of_all, of_few))
+        above = np.sum(x * e) - step
+        t = (above - least) / np.sqrt(sum(parts))
+        unequal = np.sqrt(freedom * np.log1p(t**2 / freedom)) * (8 * freedom + 1) / (8 * freedom + 3) * np.sign(t)
+        alike = (above - least) / np.sqrt(np.sum(x**2) * np.sum(e**2) / (40 - 2))
+        assert test.z.item() == pytest.approx(min(unequal, alike, above / np.linalg.norm(x * e)))
         assert test.effect.item() == pytest.approx(np.corrcoef(x, e)[0, 1])
         pairs = [(a > b) + (a == b) / 2 for a in response[label] for b in response[~label]]
         assert test.auc.item() == pytest.approx(np.mean(pairs))

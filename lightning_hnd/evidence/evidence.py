@@ -15,7 +15,7 @@ from lightning_hnd.evidence.groups import GroupEvidence, roots
 from lightning_hnd.evidence.places import MODES, Places, beside_mean, emphasised
 from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.labels import LEAST_IMAGES
-from lightning_hnd.functional.ranks import ranks_and_step
+from lightning_hnd.functional.ranks import ranks_and_step, within_the_few
 from lightning_hnd.functional.significance import Contrast, exchanged_masks_test
 from lightning_hnd.measuring.unit_table import UnitTable, rows_at_once
 from lightning_hnd.showing.processes import ALONE, Processes
@@ -29,9 +29,9 @@ _GATHERING = "gathering the evidence"
 class Evidence:
     """What the units of one layer did at the places of concepts.
 
-    What grows with the images, four bytes for each of them, each unit and each concept of the image's kind that can be
-    absent, is kept in memory or, after :meth:`spill`, in temporary files. What the labels of the images can tell, some
-    hundred bytes for each, is kept with the dictionary.
+    What grows with the images is kept in memory or, after :meth:`spill`, in temporary files: four bytes for each of
+    them, each unit, and each concept of the image's kind that can be absent and one more. What the labels of the images
+    can tell, some hundred bytes for each, is kept with the dictionary.
 
     Args:
         faces: The dictionary that streams by.
@@ -54,7 +54,7 @@ class Evidence:
         self._units = 0
         self._cells = (0, 0)
         self._sums = torch.zeros(0)  # [C, 5 K + 1, U] float64: of K modes a; the agreement; a^2, a^3, a^4 and a l
-        self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then of concepts
+        self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then as in _Kind.rows
         not_fixed = {c: ~kind.fixed for kind in self._kinds for c in kind.tests if not bool(kind.fixed.all())}
         self._confoundable = [*not_fixed]  # by groups
         self._groups = GroupEvidence(faces, not_fixed)
@@ -87,8 +87,8 @@ class Evidence:
 
         def shown(rows: Tensor, concepts: Sequence[int]) -> Tensor:
             """How much more active units are at usual places, and at the mean over all cells: ``[b, A + 1, U]``."""
-            strong = emphasised(_some(flat, rows), _some(scale, rows)).transpose(1, 2)
-            return torch.cat([places.usual[[*concepts]].to(flat) @ strong, strong.mean(1, keepdim=True)], dim=1)
+            where = torch.cat([places.usual[[*concepts]], torch.full((1, flat.shape[2]), 1 / flat.shape[2])])
+            return where.to(flat) @ emphasised(_some(flat, rows), _some(scale, rows)).transpose(1, 2)
 
         if len(grouped):
             at_places = shown(grouped, self._confoundable)[:, :-1].transpose(1, 2)
@@ -140,8 +140,9 @@ class Evidence:
               concept's usual place than on average over its map (the mean of
               :func:`~lightning_hnd.evidence.places.emphasised` over the place), over the images of the concept's
               source, the other concepts of the source, and the groups that ``labels.csv`` tells of its images, being
-              the other labels. z is 0 at most where that adds less than the unit does there without the concept: its
-              mean over the images that do not carry it, less that over all places of the map
+              the other labels. z is 0 at most where the concept adds no more than the unit does there without it: its
+              mean over the images that do not carry the concept, less that at the mean over all cells; the four largest
+              and smallest responses count no more than the fifth
             - ``confound_ratio``, ``confound_group [U, C]``: how many times as large a difference as the concept a
               global concept makes to that (to its :func:`~lightning_hnd.evidence.groups.roots`, in standard deviations
               of what is left of it), and which group differs most, of what is not held fixed
@@ -196,7 +197,7 @@ class Evidence:
             def associate(first: int, block: Tensor, kind: _Kind = kind, in_order: Tensor = in_order) -> None:
                 block = block[:, in_order]
                 ranks, step = ranks_and_step(block)
-                shown, root = block.double(), roots(block.double())
+                shown, root = within_the_few(block.double(), ranks, LEAST_IMAGES), roots(block.double())
                 anywhere = shown[kind.rows - 1 :: kind.rows]
                 for i, (c, contrast) in enumerate(kind.tests.items()):
                     own = slice(i, None, kind.rows)

@@ -62,6 +62,26 @@ def _ordered_ranks(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]
     return order, shared.repeat_interleave(end - first, output_size=count * n).view(count, n)
 
 
+def within_the_few(rows: Tensor, ranks: Tensor, few: int) -> Tensor:
+    """Values as far as the ``few``-th from either end, so that fewer images than that decide nothing: ``[R, n]``.
+
+    Args:
+        rows: ``[R, n]``.
+        ranks: ``[R, n]``, their :func:`ranks_and_step`.
+        few: More equal values than that at an end stay as they are. At most half of ``n``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.ranks import ranks_and_step, within_the_few
+        >>> rows = torch.tensor([[9.0, 1.0, 900.0, 0.0, 3.0, 3.0]])
+        >>> within_the_few(rows, ranks_and_step(rows)[0], 2)
+        tensor([[9., 1., 9., 1., 3., 3.]])
+    """
+    high = torch.where(ranks > ranks.shape[1] - few, rows, torch.inf).amin(1, keepdim=True)
+    low = torch.where(ranks <= few, rows, -torch.inf).amax(1, keepdim=True)
+    return rows.clamp(low, high)
+
+
 def rank_share(values: Tensor) -> Tensor:
     """Mid-ranks along the first dimension, divided by their number and centred: in (-1/2, 1/2) ``[n, U]`` float64."""
     if not len(values):
