@@ -197,21 +197,23 @@ class Evidence:
             def associate(first: int, block: Tensor, kind: _Kind = kind, in_order: Tensor = in_order) -> None:
                 block = block[:, in_order]
                 ranks, step = ranks_and_step(block)
-                shown, root = within_the_few(block.double(), ranks, LEAST_IMAGES), roots(block.double())
+                shown = within_the_few(block, ranks, LEAST_IMAGES).double()
                 anywhere = shown[kind.rows - 1 :: kind.rows]
                 for i, (c, contrast) in enumerate(kind.tests.items()):
                     own = slice(i, None, kind.rows)
                     test = contrast.of_ranks(ranks[own], step[own])
                     absent = (~contrast.label).to(shown)
-                    without = (shown[own] - anywhere) @ absent / absent.sum()
+                    without = (shown[own] @ absent - anywhere @ absent) / absent.sum()
                     # what is on a place anyway answers a little to all that makes what lies there larger
                     matters = contrast.difference(shown[own]) > without
                     test = test._replace(z=torch.where(matters, test.z, test.z.clamp(max=0)))
                     some = slice(first, first + len(test.z))  # among units
                     for name, value in test._asdict().items():
                         result[f"associated_{name}"][some, c] = value.cpu()
-                    ratio = of_groups[some, c] / contrast.standardised_difference(root[own]).cpu().clamp(min=0)
-                    result["confound_ratio"][some, c] = torch.where(of_groups[some, c] > 0, ratio, 0.0)
+                    if bool((of_groups[some, c] > 0).any()):
+                        by_concept = contrast.standardised_difference(roots(block[own].double()))
+                        ratio = of_groups[some, c] / by_concept.cpu().clamp(min=0)
+                        result["confound_ratio"][some, c] = torch.where(of_groups[some, c] > 0, ratio, 0.0)
 
             seen.each(units, kind.rows, len(images), processes, associate)
         return result
