@@ -73,9 +73,10 @@ def partial_rank_test(response: Tensor, label: Tensor, others: Tensor, least: fl
     above 0. Discreteness cannot help either: :math:`\delta` is half the largest step between ranks that follow each
     other (1/2 without ties).
 
-    Where labels mean nothing no test has more small p-values than it should. At the end of the range, an effect of
-    :math:`d`, it has up to 1.2 times as many below 0.01 where 10 to 30 of 2,000 images have the label, a few of which
-    make all of the effect, and up to 1.6 times with 30 of 10,000.
+    Where the label changes nothing there are no more small p-values than there should be. Where it changes the spread
+    alone, tenfold for 16 of 200 images, up to 1.4 times as many are below 0.002. At the end of the range, an effect of
+    :math:`d`, up to 1.2 times as many are below 0.01 where 10 to 30 of 2,000 images have the label, a few of which make
+    all of the effect, and 1.6 times with 30 of 10,000.
 
     Args:
         response: ``[n, U]``.
