@@ -267,6 +267,17 @@ def test_a_single_image_does_not_decide_what_a_unit_does_anyway(times: float, at
     assert bool((z <= 0).all()) != counts
 
 
+@pytest.mark.parametrize("images", [1, 4])
+def test_nor_do_four_where_a_unit_is_silent_in_many_faces(images: int) -> None:
+    """Equal responses share their ranks, so that by ranks alone the last before them was the outlier itself."""
+    faces, square, smiling = squares()
+    silent = torch.arange(240) % 3 == 2
+    maps = (torch.where(smiling, 1.5, 1.0) * ~silent)[:, None, None] * square
+    maps[1 : 2 * images : 2, 7, 7] += 1e5  # without the concept, far from the square
+    z = gather(faces, maps[:, None])["associated_z"][:, PAPER.concept_index("Smiling")]
+    assert z <= 0
+
+
 def test_at_a_place_that_is_spread_out_a_few_strong_cells_are_an_association() -> None:
     """Where they are few, and strong, the mean over a place that is mostly empty in any one face notices them less."""
     generator = torch.Generator().manual_seed(12)

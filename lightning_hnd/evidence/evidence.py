@@ -197,7 +197,7 @@ class Evidence:
             def associate(first: int, block: Tensor, kind: _Kind = kind, in_order: Tensor = in_order) -> None:
                 block = block[:, in_order]
                 ranks, step = ranks_and_step(block)
-                shown = within_the_few(block, ranks, LEAST_IMAGES).double()
+                shown = within_the_few(block, LEAST_IMAGES).double()
                 anywhere = shown[kind.rows - 1 :: kind.rows]
                 for i, (c, contrast) in enumerate(kind.tests.items()):
                     own = slice(i, None, kind.rows)

@@ -62,23 +62,21 @@ def _ordered_ranks(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]
     return order, shared.repeat_interleave(end - first, output_size=count * n).view(count, n)
 
 
-def within_the_few(rows: Tensor, ranks: Tensor, few: int) -> Tensor:
+def within_the_few(rows: Tensor, few: int) -> Tensor:
     """Values as far as the ``few``-th from either end, so that fewer images than that decide nothing: ``[R, n]``.
 
     Args:
         rows: ``[R, n]``.
-        ranks: ``[R, n]``, their :func:`ranks_and_step`.
-        few: More equal values than that at an end stay as they are. At most half of ``n``.
+        few: At most half of ``n``.
 
     Example:
         >>> import torch
-        >>> from lightning_hnd.functional.ranks import ranks_and_step, within_the_few
-        >>> rows = torch.tensor([[9.0, 1.0, 900.0, 0.0, 3.0, 3.0]])
-        >>> within_the_few(rows, ranks_and_step(rows)[0], 2)
-        tensor([[9., 1., 9., 1., 3., 3.]])
+        >>> from lightning_hnd.functional.ranks import within_the_few
+        >>> within_the_few(torch.tensor([[9.0, 1.0, 900.0, 0.0, 3.0, 3.0], [900.0, 0.0, 0.0, 0.0, 0.0, 0.0]]), 2)
+        tensor([[9., 1., 9., 1., 3., 3.],
+                [0., 0., 0., 0., 0., 0.]])
     """
-    high = torch.where(ranks > ranks.shape[1] - few, rows, torch.inf).amin(1, keepdim=True)
-    low = torch.where(ranks <= few, rows, -torch.inf).amax(1, keepdim=True)
+    high, low = (rows.topk(few, dim=1, largest=largest).values[:, -1:] for largest in (True, False))
     return rows.clamp(low, high)
 
 
