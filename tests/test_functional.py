@@ -134,17 +134,29 @@ def test_what_numpy_does_torch_does_alike(monkeypatch: pytest.MonkeyPatch) -> No
     values = torch.randn(40, 60, generator=generator).round(decimals=1)  # with ties
     values[0, :50] = -torch.inf
     words = torch.randint(-(2**63), 2**63 - 1, (1000,), generator=generator)
+    whole, group = (10 * values[1:].unsqueeze(2)).round(), torch.randint(7, (39,), generator=generator)
+    whole = whole.expand(-1, -1, 3)  # its sums are exact in any order
 
     def found() -> list[Tensor]:
         above = host.exceeds(values, values[:, :1])
         ordered = values.gather(1, host.argsort(values))
-        return [above, host.positions(above), host.positions(above.t()), ordered, host.count_bits(words)]
+        sums = host.summed(whole, group, 8)
+        return [above, host.positions(above), host.positions(above.t()), ordered, host.count_bits(words), sums]
 
     numpys = found()
     monkeypatch.setattr(host, "_on_host", lambda _: False)
     for ours, theirs in zip(found(), numpys, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
+
+
+def test_sums_of_groups_are_those_of_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, group = torch.randn(30, 2, 4, generator=generator), torch.randint(5, (30,), generator=generator)
+    sums = host.summed(values, group, 6)
+    for g in range(6):
+        torch.testing.assert_close(sums[g], values[group == g].sum(0))
+    assert not sums[5].any()
 
 
 def test_in_rows_counts_as_a_matrix_does() -> None:

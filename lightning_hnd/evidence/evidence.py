@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dictionary.known import held_fixed, other_labels
 from lightning_hnd.evidence.groups import GroupEvidence, roots
 from lightning_hnd.evidence.places import MODES, Places, beside_mean, emphasised
-from lightning_hnd.functional.host import averaged
+from lightning_hnd.functional.host import argsort, averaged, summed
 from lightning_hnd.functional.labels import LEAST_IMAGES
 from lightning_hnd.functional.ranks import ranks_and_step, within_the_few
 from lightning_hnd.functional.significance import Contrast, exchanged_masks_test
@@ -24,6 +23,7 @@ GRID = 16
 """Cells of maps on a side; larger maps are averaged down to it."""
 
 _GATHERING = "gathering the evidence"
+_ASSOCIATED = ("associated_z", "associated_effect", "associated_auc", "confound_ratio")
 
 
 class Evidence:
@@ -118,9 +118,8 @@ class Evidence:
         a = seen[:, :MODES]  # beside it the agreement
         product, square = a * places.coefficient[masks].unsqueeze(2).to(a), a.square()
         concepts, slot = batch.mask_concept.unique(return_inverse=True)
-        member = functional.one_hot(slot, len(concepts)).t().to(a)  # [L, m]: adds up, always in the same order
         parts = (seen, square, square * a, square.square(), product)
-        sums = [(member @ part.flatten(1)).unflatten(1, part.shape[1:]) for part in parts]
+        sums = [summed(part, slot, len(concepts)) for part in parts]
         if not len(self._sums):
             shape = (len(self._faces.ontology.local), 5 * MODES + 1, flat.shape[1])
             self._sums = torch.zeros(shape, dtype=torch.float64, device=flat.device)
@@ -185,38 +184,26 @@ class Evidence:
         of_groups = result.pop("confound_difference")
         result["confound_ratio"] = torch.zeros_like(of_groups)
         for kind, seen in zip(self._kinds, self._responses, strict=True):
-            images = seen.all_images(processes)
-            shown, in_order = images.sort()  # whichever process has seen which
-            if kind.concepts and not torch.equal(shown, kind.images):
-                name, different = self._faces.ontology.kinds[kind.number], len(shown.unique())
-                raise ValueError(
-                    "evidence needs every image of the dictionary once; of those with labels of kind "
-                    f"{name!r} it has seen {len(shown)}, {different} of them different, of {len(kind.images)}"
-                )
-
-            def associate(first: int, block: Tensor, kind: _Kind = kind, in_order: Tensor = in_order) -> None:
-                block = block[:, in_order]
-                ranks, step = ranks_and_step(block)
-                shown = within_the_few(block, LEAST_IMAGES).double()
-                anywhere = shown[kind.rows - 1 :: kind.rows]
-                for i, (c, contrast) in enumerate(kind.tests.items()):
-                    own = slice(i, None, kind.rows)
-                    test = contrast.of_ranks(ranks[own], step[own])
-                    absent = (~contrast.label).to(shown)
-                    without = (shown[own] @ absent - anywhere @ absent) / absent.sum()
-                    # what is on a place anyway answers a little to all that makes what lies there larger
-                    matters = contrast.difference(shown[own]) > without
-                    test = test._replace(z=torch.where(matters, test.z, test.z.clamp(max=0)))
-                    some = slice(first, first + len(test.z))  # among units
-                    for name, value in test._asdict().items():
-                        result[f"associated_{name}"][some, c] = value.cpu()
-                    if bool((of_groups[some, c] > 0).any()):
-                        by_concept = contrast.standardised_difference(roots(block[own].double()))
-                        ratio = of_groups[some, c] / by_concept.cpu().clamp(min=0)
-                        result["confound_ratio"][some, c] = torch.where(of_groups[some, c] > 0, ratio, 0.0)
-
-            seen.each(units, kind.rows, len(images), processes, associate)
+            in_order = self._in_order(kind, seen.all_images(processes))
+            for first, of_each in seen.blocks(units, kind.rows, len(in_order), processes):
+                with processes.together(_GATHERING):
+                    shown = torch.cat([*of_each], dim=1)[:, in_order]
+                    some = slice(first, first + len(shown) // kind.rows)
+                    found = kind.associated(shown, of_groups[some]).cpu()
+                    for name, value in zip(_ASSOCIATED, found.unbind(2), strict=True):
+                        result[name][some, [*kind.tests]] = value
         return result
+
+    def _in_order(self, kind: _Kind, images: Tensor) -> Tensor:
+        """Which of the images of a source that were seen, by whichever process, comes first, second, ..."""
+        shown, in_order = images.sort()
+        if kind.concepts and not torch.equal(shown, kind.images):
+            name, different = self._faces.ontology.kinds[kind.number], len(shown.unique())
+            raise ValueError(
+                "evidence needs every image of the dictionary once; of those with labels of kind "
+                f"{name!r} it has seen {len(shown)}, {different} of them different, of {len(kind.images)}"
+            )
+        return in_order
 
     def _place(self, sums: Tensor, cells: tuple[int, int], result: Mapping[str, Tensor]) -> None:
         sums = sums.permute(2, 0, 1)  # units first
@@ -242,8 +229,8 @@ class _Kind:
         number: The source.
         images: ``[n]`` int64, those that it labels.
         concepts: ``L`` concepts that have masks.
-        tests: Of those of them that enough images carry and enough do not the contrast over the source's images: other
-            concepts, and what ``labels.csv`` says of groups, held fixed.
+        tests: Of those ``A`` of them that enough images carry and enough do not the contrast over the source's images:
+            other concepts, and what ``labels.csv`` says of groups, held fixed.
         fixed: ``[K]`` bool, the global concepts of which it says enough for that.
     """
 
@@ -257,6 +244,36 @@ class _Kind:
     def rows(self) -> int:
         """Numbers that are kept of a unit and an image: at the place of each concept tested, and at all cells."""
         return len(self.tests) + 1 if self.tests else 0
+
+    def associated(self, shown: Tensor, differ: Tensor) -> Tensor:
+        """Whether units are associated with the concepts tested, and how much larger a difference groups make.
+
+        Args:
+            shown: ``[U * (A + 1), n]``, what is kept of units, see :attr:`rows`, over ``images``.
+            differ: ``[U, C]``, the largest difference that a global concept makes, of all local concepts.
+
+        Returns:
+            ``[U, A, 4]`` float64, in the order of ``_ASSOCIATED``.
+        """
+        order = argsort(shown)
+        ranks, step = ranks_and_step(shown, order)
+        bounded = within_the_few(shown, order, LEAST_IMAGES).double()
+        anywhere = bounded[self.rows - 1 :: self.rows]
+        found = []
+        for i, (c, contrast) in enumerate(self.tests.items()):
+            own = slice(i, None, self.rows)
+            test = contrast.of_ranks(ranks[own], step[own])
+            absent = (~contrast.label).to(bounded)
+            without = (bounded[own] @ absent - anywhere @ absent) / absent.sum()
+            # what is on a place anyway answers a little to all that makes what lies there larger
+            matters = contrast.difference(bounded[own]) > without
+            z, ratio = torch.where(matters, test.z, test.z.clamp(max=0)), torch.zeros_like(test.z)
+            differs = differ[:, c].to(ratio)
+            if bool((differs > 0).any()):
+                made = contrast.standardised_difference(roots(shown[own].double())).clamp(min=0)
+                ratio = torch.where(differs > 0, differs / made, 0.0)
+            found.append(torch.stack([z, test.effect, test.auc, ratio], dim=1))
+        return torch.stack(found, dim=1)
 
     @classmethod
     def of(cls, faces: FaceDictionary, kind: int) -> _Kind:
@@ -293,17 +310,19 @@ class _Seen:
             own = torch.cat([torch.zeros(0, dtype=torch.int64), *self.images])
         return torch.cat(processes.gather(own))
 
-    def each(
-        self, units: int, per_unit: int, images: int, processes: Processes, test: Callable[[int, Tensor], None]
-    ) -> None:
-        """Has the numbers of all processes tested, a few units at a time, which bounds memory.
+    def blocks(
+        self, units: int, per_unit: int, images: int, processes: Processes
+    ) -> Iterator[tuple[int, Sequence[Tensor]]]:
+        """The numbers of a few units at a time, which bounds memory.
 
         Args:
             units: How many there are.
             per_unit: Rows of each.
             images: How many all processes have seen.
-            processes: They read in step, and each tests all.
-            test: Takes the first unit and ``[rows, images]``.
+            processes: They read in step, and each gets the numbers of all.
+
+        Yields:
+            The first unit, and what each process has seen of all, ``[rows, own images]``.
         """
         rows = units * per_unit if images else 0
         step = rows_at_once(images, max(1, per_unit))
@@ -312,8 +331,7 @@ class _Seen:
             with processes.together(_GATHERING):
                 own = self.table.rows(first, last) if self.table.units else torch.zeros(last - first, 0)
                 own = own if processes.size == 1 else own.cpu()
-            with processes.together(_GATHERING):
-                test(first // per_unit, torch.cat(processes.gather(own), dim=1))
+            yield first // per_unit, processes.gather(own)
 
 
 def _some(values: Tensor, rows: Tensor) -> Tensor:

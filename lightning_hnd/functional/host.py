@@ -68,6 +68,31 @@ def argsort(values: Tensor) -> Tensor:
     return values.argsort(dim=1)
 
 
+def summed(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """The sums of groups of rows, added up in the same order whenever it is done again.
+
+    Args:
+        values: ``[n, ...]``.
+        group: ``[n]`` int64, of each row.
+        groups: How many there are.
+
+    Returns:
+        ``[groups, ...]``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_hnd.functional.host import summed
+        >>> summed(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 1, 0]), groups=2)
+        tensor([[5.],
+                [2.]])
+    """
+    if _on_host(values):
+        return values.new_zeros(groups, *values.shape[1:]).index_add_(0, group, values)
+    member = torch.nn.functional.one_hot(group, groups).t().to(values)
+    sums: Tensor = (member @ values.flatten(1)).unflatten(1, values.shape[1:])
+    return sums
+
+
 def averaged(maps: Tensor, cells: tuple[int, int]) -> Tensor:
     """Maps on another grid, each cell the mean of those that it touches, as ``adaptive_avg_pool2d`` has it.
 

@@ -18,26 +18,29 @@ def mid_ranks(values: Tensor, weight: Tensor | None = None) -> Tensor:
     Returns:
         ``[N, U]`` float64.
     """
-    order, ranks = _ordered_ranks(values.t(), weight)
+    rows = values.t()
+    order = argsort(rows)
+    ranks = _ordered_ranks(rows, order, weight)
     return torch.empty_like(ranks).scatter_(1, order, ranks).t()
 
 
-def ranks_and_step(rows: Tensor) -> tuple[Tensor, Tensor]:
+def ranks_and_step(rows: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """:func:`mid_ranks` along rows, and the largest step between ranks that follow each other: 1 without ties.
 
     Args:
         rows: ``[R, n]``.
+        order: Their :func:`~lightning_hnd.functional.host.argsort`, where that is known.
 
     Returns:
         Ranks ``[R, n]`` and steps ``[R]``, float64.
     """
-    order, ranks = _ordered_ranks(rows, None)
+    order = argsort(rows) if order is None else order
+    ranks = _ordered_ranks(rows, order, None)
     return torch.empty_like(ranks).scatter_(1, order, ranks), ranks.diff(dim=1).amax(1)
 
 
-def _ordered_ranks(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which of each row of ``[R, n]`` comes first, second, ..., and their ranks: ``[R, n]`` each."""
-    order = argsort(rows)
+def _ordered_ranks(rows: Tensor, order: Tensor, weight: Tensor | None) -> Tensor:
+    """The ranks of what comes first, second, ... in each row, ``[R, n]``."""
     ordered = rows.gather(1, order)
     count, n = ordered.shape
     begins = torch.ones_like(ordered, dtype=torch.bool)  # a run of equal values
@@ -53,30 +56,32 @@ def _ordered_ranks(rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]
             head, flat = tied[runs] - 1, ranks.view(-1)
             flat[head] += more.double() / 2
             flat[tied] = flat[head].repeat_interleave(more, output_size=len(tied))
-        return order, ranks
+        return ranks
     first = positions(begins)  # of each run
     end = torch.cat([first[1:], first.new_tensor([count * n])])
     upto = torch.nn.functional.pad(weight.double()[order].cumsum(1), (1, 0)).flatten()
     row = first // n  # whose n + 1 sums these are
     shared = (upto[first + row] + upto[end + row] + 1) / 2
-    return order, shared.repeat_interleave(end - first, output_size=count * n).view(count, n)
+    return shared.repeat_interleave(end - first, output_size=count * n).view(count, n)
 
 
-def within_the_few(rows: Tensor, few: int) -> Tensor:
+def within_the_few(rows: Tensor, order: Tensor, few: int) -> Tensor:
     """Values as far as the ``few``-th from either end, so that fewer images than that decide nothing: ``[R, n]``.
 
     Args:
         rows: ``[R, n]``.
+        order: Their :func:`~lightning_hnd.functional.host.argsort`.
         few: At most half of ``n``.
 
     Example:
         >>> import torch
         >>> from lightning_hnd.functional.ranks import within_the_few
-        >>> within_the_few(torch.tensor([[9.0, 1.0, 900.0, 0.0, 3.0, 3.0], [900.0, 0.0, 0.0, 0.0, 0.0, 0.0]]), 2)
+        >>> rows = torch.tensor([[9.0, 1.0, 900.0, 0.0, 3.0, 3.0], [900.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+        >>> within_the_few(rows, rows.argsort(), 2)
         tensor([[9., 1., 9., 1., 3., 3.],
                 [0., 0., 0., 0., 0., 0.]])
     """
-    high, low = (rows.topk(few, dim=1, largest=largest).values[:, -1:] for largest in (True, False))
+    low, high = (rows.gather(1, order[:, at : at + 1]) for at in (few - 1, order.shape[1] - few))
     return rows.clamp(low, high)
 
 
