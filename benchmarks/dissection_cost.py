@@ -4,9 +4,10 @@
 
 The bare pass shows the same images from the same memory to the same model under ``inference_mode``, at the best of
 several batch sizes; a dissection chooses by itself. The dictionary is rendered; weights are fresh. Against the bare
-pass stand the first dissection of a dictionary (which cuts its masks) and later ones, without and with the evidence of
-``above_chance``; *evidence* is how much longer than without that takes. Counting pixels alone, given the activations, stands against a naive loop over images, units and
-labels on a part of the work, scaled up. Machines are noisy: read the ratios, and run it twice.
+pass stand the first dissection of a dictionary (which cuts its masks) and later ones, without and with the evidence
+of ``above_chance``; *evidence* is how much longer than without that takes. Counting pixels alone, given the
+activations, stands against a naive loop over images, units and labels on a part of the work, scaled up. Machines are
+noisy: read the ratios, and run it twice.
 """
 
 from __future__ import annotations
