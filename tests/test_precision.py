@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from runs import Net, data, trainer
 from torch import Tensor, nn
 
 from lightning_hnd import Dissection, DissectionMetric, FaceDictionary, HNDCallback, dissect
+from lightning_hnd.dictionary import DictionaryBatch
+from lightning_hnd.evidence.evidence import Evidence
 from lightning_hnd.functional.ranks import mid_ranks
 
 pytestmark = [
@@ -110,6 +113,58 @@ def test_under_the_callers_autocast_only_the_model_runs_in_it() -> None:
         found = dissect(model, faces, "0", fresh_seeds=(1,))
     assert types[-1] == torch.bfloat16
     same_statistics(found, expected)
+
+
+def products() -> tuple[str, ...]:
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    return (torch.get_float32_matmul_precision(),)
+
+
+@pytest.fixture
+def full_products() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("full_products")
+@pytest.mark.parametrize("precision", ["high", "medium", "one backend's"])
+def test_where_products_of_float32_may_be_rounded_only_those_of_the_model_are(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces, seen, counted = FaceDictionary.rendered(size=48, images=64), set(), set()
+    model = nn.Sequential(nn.AvgPool2d(3))
+    model[0].register_forward_hook(lambda *_: seen.add(products()))
+    update = Evidence.update
+
+    def watched(self: Evidence, maps: Tensor, batch: DictionaryBatch) -> None:
+        counted.add(products())
+        update(self, maps, batch)
+
+    monkeypatch.setattr(Evidence, "update", watched)
+    expected = dissect(model, faces, "0", fresh_seeds=(1,))
+    full = products()
+    if precision != "one backend's":
+        torch.set_float32_matmul_precision(precision)
+    elif len(full) == 2:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    else:
+        pytest.skip("this torch has one setting for all backends")
+    chosen = products()
+    assert chosen != full
+    seen.clear()
+    found = dissect(model, faces, "0", fresh_seeds=(1,))
+    assert (seen, products()) == ({chosen}, chosen)
+    assert all(of_each in ("ieee", "none", "highest") for of_all in counted for of_each in of_all)
+    same_statistics(found, expected)
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Evidence, "update", fail)
+    with pytest.raises(MemoryError):
+        dissect(model, faces, "0", fresh_seeds=(1,))
+    assert products() == chosen
 
 
 def test_the_default_type_changes_nothing() -> None:

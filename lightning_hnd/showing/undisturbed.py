@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_hnd.showing.holdings import Holdings
+
+_FULL = ("ieee", "none")  # none: nobody has chosen
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -21,9 +24,36 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Products in the precision of what is multiplied, also where the caller has turned autocast on."""
-    return torch.autocast(device.type, enabled=False)
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in the precision of what is multiplied, also where the caller has chosen less for those of the model.
+
+    That is by autocast, or by letting products of float32 be made of TF32 or bfloat16.
+    """
+    with torch.autocast(device.type, enabled=False), _float32_products():
+        yield
+
+
+@contextlib.contextmanager
+def _float32_products() -> Iterator[None]:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9 there is one setting for all
+        chosen = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(chosen)
+        return
+    # by their own settings, for torch refuses to tell the one of all when these were set
+    backends: list[Any] = [getattr(torch.backends, name).matmul for name in ("cuda", "mkldnn")]
+    less = [(backend, backend.fp32_precision) for backend in backends if backend.fp32_precision not in _FULL]
+    try:
+        for backend, _ in less:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in less:
+            backend.fp32_precision = precision
 
 
 @contextlib.contextmanager
