@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.dissection import Dissection
-from lightning_hnd.evidence.evidence import GRID, label_and_others
+from lightning_hnd.evidence.association import label_and_others
+from lightning_hnd.evidence.evidence import GRID
 from lightning_hnd.evidence.places import Places, beside_mean, emphasised
 from lightning_hnd.functional.bootstrap import means, percentile_interval, placed_effects, rank_effects, resampled
 from lightning_hnd.functional.host import averaged

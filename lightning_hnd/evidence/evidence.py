@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
-from lightning_hnd.dictionary.known import held_fixed, other_labels
-from lightning_hnd.evidence.groups import GroupEvidence, roots
+from lightning_hnd.evidence.association import Kind
+from lightning_hnd.evidence.groups import GroupEvidence
 from lightning_hnd.evidence.places import MODES, Places, beside_mean, emphasised
-from lightning_hnd.functional.host import argsort, averaged, summed
-from lightning_hnd.functional.labels import LEAST_IMAGES
-from lightning_hnd.functional.ranks import ranks_and_step, within_the_few
-from lightning_hnd.functional.significance import Contrast, exchanged_masks_test
+from lightning_hnd.functional.host import averaged, summed
+from lightning_hnd.functional.significance import exchanged_masks_test
 from lightning_hnd.measuring.unit_table import UnitTable, rows_at_once
 from lightning_hnd.showing.processes import ALONE, Processes
 
@@ -23,7 +20,6 @@ GRID = 16
 """Cells of maps on a side; larger maps are averaged down to it."""
 
 _GATHERING = "gathering the evidence"
-_ASSOCIATED = ("associated_z", "associated_effect", "associated_auc", "confound_ratio")
 
 
 class Evidence:
@@ -50,11 +46,11 @@ class Evidence:
 
     def __init__(self, faces: FaceDictionary) -> None:
         self._faces = faces
-        self._kinds = [faces.once(_Kind.of, kind) for kind in range(len(faces.ontology.kinds))]
+        self._kinds = [faces.once(Kind.of, kind) for kind in range(len(faces.ontology.kinds))]
         self._units = 0
         self._cells = (0, 0)
         self._sums = torch.zeros(0)  # [C, 5 K + 1, U] float64: of K modes a; the agreement; a^2, a^3, a^4 and a l
-        self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then as in _Kind.rows
+        self._responses = [_Seen() for _ in self._kinds]  # in rows of units, then as in Kind.rows
         not_fixed = {c: ~kind.fixed for kind in self._kinds for c in kind.tests if not bool(kind.fixed.all())}
         self._confoundable = [*not_fixed]  # by groups
         self._groups = GroupEvidence(faces, not_fixed)
@@ -189,12 +185,11 @@ class Evidence:
                 with processes.together(_GATHERING):
                     shown = torch.cat([*of_each], dim=1)[:, in_order]
                     some = slice(first, first + len(shown) // kind.rows)
-                    found = kind.associated(shown, of_groups[some]).cpu()
-                    for name, value in zip(_ASSOCIATED, found.unbind(2), strict=True):
-                        result[name][some, [*kind.tests]] = value
+                    for name, value in kind.associated(shown, of_groups[some]).items():
+                        result[name][some, [*kind.tests]] = value.cpu()
         return result
 
-    def _in_order(self, kind: _Kind, images: Tensor) -> Tensor:
+    def _in_order(self, kind: Kind, images: Tensor) -> Tensor:
         """Which of the images of a source that were seen, by whichever process, comes first, second, ..."""
         shown, in_order = images.sort()
         if kind.concepts and not torch.equal(shown, kind.images):
@@ -219,82 +214,6 @@ class Evidence:
         parts = [c for kind in self._kinds for c in kind.concepts if c not in kind.tests]
         result["placed_correlation"][:, parts] = test.correlation[:, parts].float()
         result["placed_share"][parts] = test.share[:, parts].mean(0)
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """The concepts of one source.
-
-    Attributes:
-        number: The source.
-        images: ``[n]`` int64, those that it labels.
-        concepts: ``L`` concepts that have masks.
-        tests: Of those ``A`` of them that enough images carry and enough do not the contrast over the source's images:
-            other concepts, and what ``labels.csv`` says of groups, held fixed.
-        fixed: ``[K]`` bool, the global concepts of which it says enough for that.
-    """
-
-    number: int
-    images: Tensor
-    concepts: list[int]
-    tests: dict[int, Contrast]
-    fixed: Tensor
-
-    @property
-    def rows(self) -> int:
-        """Numbers that are kept of a unit and an image: at the place of each concept tested, and at all cells."""
-        return len(self.tests) + 1 if self.tests else 0
-
-    def associated(self, shown: Tensor, differ: Tensor) -> Tensor:
-        """Whether units are associated with the concepts tested, and how much larger a difference groups make.
-
-        Args:
-            shown: ``[U * (A + 1), n]``, what is kept of units, see :attr:`rows`, over ``images``.
-            differ: ``[U, C]``, the largest difference that a global concept makes, of all local concepts.
-
-        Returns:
-            ``[U, A, 4]`` float64, in the order of ``_ASSOCIATED``.
-        """
-        order = argsort(shown)
-        ranks, step = ranks_and_step(shown, order)
-        bounded = within_the_few(shown, order, LEAST_IMAGES).double()
-        anywhere = bounded[self.rows - 1 :: self.rows]
-        found = []
-        for i, (c, contrast) in enumerate(self.tests.items()):
-            own = slice(i, None, self.rows)
-            test = contrast.of_ranks(ranks[own], step[own])
-            absent = (~contrast.label).to(bounded)
-            without = (bounded[own] @ absent - anywhere @ absent) / absent.sum()
-            # what is on a place anyway answers a little to all that makes what lies there larger
-            matters = contrast.difference(bounded[own]) > without
-            z, ratio = torch.where(matters, test.z, test.z.clamp(max=0)), torch.zeros_like(test.z)
-            differs = differ[:, c].to(ratio)
-            if bool((differs > 0).any()):
-                made = contrast.standardised_difference(roots(shown[own].double())).clamp(min=0)
-                ratio = torch.where(differs > 0, differs / made, 0.0)
-            found.append(torch.stack([z, test.effect, test.auc, ratio], dim=1))
-        return torch.stack(found, dim=1)
-
-    @classmethod
-    def of(cls, faces: FaceDictionary, kind: int) -> _Kind:
-        images, count = (faces.source == kind).nonzero().flatten(), faces.images_per_concept
-        concepts = [c for c, k in enumerate(faces.ontology.concept_kind) if k == kind and count[c]]
-        absent = [c for c in concepts if LEAST_IMAGES <= count[c] <= len(images) - LEAST_IMAGES]
-        tests = {c: Contrast.of(*label_and_others(faces, c)) for c in absent}
-        return cls(kind, images, concepts, tests, held_fixed(faces.known[images]))
-
-
-def label_and_others(faces: FaceDictionary, concept: int) -> tuple[Tensor, Tensor]:
-    """Which images of its source carry a local concept ``[n]``, and what is held fixed when that is asked ``[n, L]``.
-
-    That is the other concepts of the source that have masks, and the groups that ``labels.csv`` tells of its images.
-    """
-    kinds = faces.ontology.concept_kind
-    images = (faces.source == kinds[concept]).nonzero().flatten()
-    beside = [o for o, k in enumerate(kinds) if k == kinds[concept] and o != concept and faces.images_per_concept[o]]
-    carried = faces.carried[images]
-    others = [carried[:, beside], other_labels(faces.known[images], faces.ontology)]
-    return carried[:, concept], torch.cat(others, dim=1)
 
 
 class _Seen:
