@@ -631,6 +631,28 @@ def test_what_processes_gathered_joins_to_the_whole(spilt: bool, monkeypatch: py
                 assert torch.allclose(found[name], value, atol=1e-4, equal_nan=True), name
 
 
+def test_no_process_waits_for_one_that_has_no_memory_for_what_the_others_gave() -> None:
+    class Full(InStep):
+        def gather(self, value: Any) -> list[Any]:
+            gathered = super().gather(value)
+            if self.rank == 1 and isinstance(value, torch.Tensor) and value.is_floating_point():
+                raise MemoryError("no room for it")
+            return gathered
+
+    faces, (table, barrier) = random_dictionary(images=60), ([None] * 2, threading.Barrier(2))
+    maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(1))
+
+    def share(rank: int) -> None:
+        evidence = Evidence(faces)
+        for batch in faces.batches(20, shard=rank, num_shards=2):
+            evidence.update(maps[batch.index], batch)
+        with pytest.raises(MemoryError, match="failed in process 1: MemoryError: no room" if rank == 0 else "^no room"):
+            evidence.compute(Full(rank, 2, table, barrier))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(share, range(2))) == [None, None]
+
+
 def test_images_shown_twice_or_never_are_named() -> None:
     faces = random_dictionary(images=60)
     maps = torch.randn(60, 3, 6, 8, generator=torch.Generator().manual_seed(1))

@@ -181,9 +181,9 @@ class Evidence:
         result["confound_ratio"] = torch.zeros_like(of_groups)
         for kind, seen in zip(self._kinds, self._responses, strict=True):
             in_order = self._in_order(kind, seen.all_images(processes))
-            for first, of_each in seen.blocks(units, kind.rows, len(in_order), processes):
+            for first, own in seen.blocks(units, kind.rows, len(in_order), processes):
                 with processes.together(_GATHERING):
-                    shown = torch.cat([*of_each], dim=1)[:, in_order]
+                    shown = torch.cat(processes.gather(own), dim=1)[:, in_order]
                     some = slice(first, first + len(shown) // kind.rows)
                     for name, value in kind.associated(shown, of_groups[some]).items():
                         result[name][some, [*kind.tests]] = value.cpu()
@@ -224,24 +224,22 @@ class _Seen:
         self.images: list[Tensor] = []
 
     def all_images(self, processes: Processes) -> Tensor:
-        """The images that all processes have seen, as their numbers will stand in :meth:`each`."""
+        """The images that all processes have seen, in the order of those of the processes."""
         with processes.together(_GATHERING):
             own = torch.cat([torch.zeros(0, dtype=torch.int64), *self.images])
         return torch.cat(processes.gather(own))
 
-    def blocks(
-        self, units: int, per_unit: int, images: int, processes: Processes
-    ) -> Iterator[tuple[int, Sequence[Tensor]]]:
-        """The numbers of a few units at a time, which bounds memory.
+    def blocks(self, units: int, per_unit: int, images: int, processes: Processes) -> Iterator[tuple[int, Tensor]]:
+        """The numbers of a few units at a time, which bounds memory: those of the images that this process has seen.
 
         Args:
             units: How many there are.
             per_unit: Rows of each.
             images: How many all processes have seen.
-            processes: They read in step, and each gets the numbers of all.
+            processes: They read in step.
 
         Yields:
-            The first unit, and what each process has seen of all, ``[rows, own images]``.
+            The first unit and ``[rows, own images]``.
         """
         rows = units * per_unit if images else 0
         step = rows_at_once(images, max(1, per_unit))
@@ -250,7 +248,7 @@ class _Seen:
             with processes.together(_GATHERING):
                 own = self.table.rows(first, last) if self.table.units else torch.zeros(last - first, 0)
                 own = own if processes.size == 1 else own.cpu()
-            yield first // per_unit, processes.gather(own)
+            yield first // per_unit, own
 
 
 def _some(values: Tensor, rows: Tensor) -> Tensor:

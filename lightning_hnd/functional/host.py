@@ -89,8 +89,7 @@ def summed(values: Tensor, group: Tensor, groups: int) -> Tensor:
     if _on_host(values):
         return values.new_zeros(groups, *values.shape[1:]).index_add_(0, group, values)
     member = torch.nn.functional.one_hot(group, groups).t().to(values)
-    sums: Tensor = (member @ values.flatten(1)).unflatten(1, values.shape[1:])
-    return sums
+    return (member @ values.reshape(len(values), -1)).view(groups, *values.shape[1:])
 
 
 def averaged(maps: Tensor, cells: tuple[int, int]) -> Tensor:
