@@ -3,7 +3,8 @@
     python examples/dissect_pretrained.py my_package.models:FaceNet weights.pth path/to/visual_dictionary \
         --layers 'backbone.layer4' --size 160 --mean 0.5 --std 0.5 --out report
 
-The model is named as ``module:callable``; the callable takes no argument and returns an ``nn.Module``. The
+The model is named as ``module:callable``; the callable takes no argument and returns an ``nn.Module`` with fresh
+weights, as are those of five more that it makes, with which the model is compared for what it has learnt. The
 checkpoint is a state dict, or a Lightning checkpoint, of which the tensors alone are loaded. Without a
 dictionary the built-in rendered faces are shown. Out come, in the folder ``--out``: the dissection
 (``dissection.hnd``), a table (``assignments.md``), and for each layer the histogram of concepts and the faces
@@ -16,6 +17,7 @@ import argparse
 import importlib
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,8 @@ def main() -> None:
         firing_only=args.firing_only,
         grid=args.grid,
         progress=True,
+        fresh_seeds=range(101, 101 + args.fresh_networks),
+        factory=partial(build, args.model) if args.fresh_networks else None,
     )
     print(dissection.with_rule(replace(dissection.rule, level=None)))  # by the bar
     print(dissection)  # and what stands up to chance, as in the files that follow
@@ -74,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--iou-threshold", type=float, default=0.04)
     parser.add_argument("--firing-only", action="store_true", help="the IoU of the released code")
     parser.add_argument("--grid", type=int, nargs=2, help="rows and columns of token sequences")
+    parser.add_argument("--fresh-networks", type=int, default=5, help="to compare with, for what is learnt; 0: none")
     parser.add_argument("--out", type=Path, default=Path("dissection"))
     args = parser.parse_args()
     for name in ("mean", "std"):
@@ -91,8 +96,8 @@ def pair(size: list[int]) -> int | tuple[int, int]:
     return size[0] if len(size) == 1 else (size[0], size[1])
 
 
-def load(name: str, checkpoint: Path) -> nn.Module:
-    """Builds the model and loads its weights, tensors only: a checkpoint may come from anywhere."""
+def build(name: str) -> nn.Module:
+    """Makes the model, with fresh weights."""
     module, _, factory = name.partition(":")
     if not factory:
         raise SystemExit(f"name the model as module:callable, got {name!r}")
@@ -100,6 +105,12 @@ def load(name: str, checkpoint: Path) -> nn.Module:
     model = getattr(importlib.import_module(module), factory)()
     if not isinstance(model, nn.Module):
         raise SystemExit(f"{name} returned {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def load(name: str, checkpoint: Path) -> nn.Module:
+    """Makes the model and loads its weights, tensors only: a checkpoint may come from anywhere."""
+    model = build(name)
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model.load_state_dict(state.get("state_dict", state))
     return model

@@ -85,9 +85,12 @@ class Dissection:
         """The same measurement under another rule, without the model.
 
         Raises:
+            TypeError: If it is no rule.
             ValueError: If the rule has another quantile: thresholds would have to be measured again. If it has a
                 level and this was measured without one.
         """
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule is a Rule, such as README or ABOVE_CHANCE, got {rule!r}")
         if rule.quantile != self.rule.quantile:
             raise ValueError(
                 f"this was measured at quantile {self.rule.quantile:g}; rule {rule.name!r} has {rule.quantile:g}: "

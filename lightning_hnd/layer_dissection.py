@@ -23,6 +23,7 @@ from lightning_hnd.unit import ConceptPairing, ConfoundedConcept, GroupPairing, 
 
 Array = npt.NDArray[Any]
 
+_QUESTIONS = ("associated", "placed", "group")
 _OTHER_VERSION = "{} another version of lightning-hnd: dissect it anew, or read it with .with_rule(README)"
 
 
@@ -262,6 +263,8 @@ class LayerDissection:
         found, others = int(self.interpretable.sum()), len(self.confounded_alone)
         confounded = f"; {others} {'more ' if found else ''}confounded with groups" if others else ""
         asked = "" if self.rule.level is None or self.asked_fresh else "; nobody asked what is learnt"
+        if self.rule.level is not None and all(np.isnan(self.statistics[f"{q}_z"]).all() for q in _QUESTIONS):
+            asked = "; the dictionary has too few faces to ask anything"
         return f"{self.name}: {found} of {self.live} live units interpretable{where}{confounded}{dead}{asked}"
 
     def assignments(self, rows: int, *, concepts: int | None = None, separator: str = ", ") -> list[tuple[str, ...]]:

@@ -64,12 +64,15 @@ def dissect(
             suffices while they fit; layers for which they do not are counted in a second one, with the same result.
         fresh_seeds: Of networks with fresh weights to compare with, for what is *learnt*; each costs a forward pass.
             See :func:`~lightning_hnd.evidence.fresh.fresh_null`. None are asked by default; only ``above_chance`` asks.
+            Without them units of a trained model are called interpretable that are associated and placed.
         factory: Makes such a network, where ``reset_parameters`` throughout the model is not it; needs ``fresh_seeds``.
 
     Returns:
         The dissection.
 
     Raises:
+        TypeError: If the dictionary is none, ``fresh_seeds`` are not several whole numbers, or the factory is no
+            function that makes a network.
         ValueError: If a layer does not exist, does not run or gives no maps, activations are not finite, or a
             setting is out of range.
         RuntimeError: If the forward pass fails.
@@ -84,6 +87,8 @@ def dissect(
         >>> len(dissection["1"].units)
         5
     """
+    if not isinstance(dictionary, FaceDictionary):
+        raise TypeError(f"dictionary is a FaceDictionary, such as FaceDictionary.from_folder(...), got {dictionary!r}")
     rule = Rule(quantile, iou_threshold, firing_only, level)
     fresh = FreshWeights.chosen(fresh_seeds, factory, level)
     if budget < 0:

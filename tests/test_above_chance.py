@@ -288,3 +288,19 @@ def test_a_fresh_network_takes_over_the_modules_and_nothing_else(tmp_path: Path)
     assert fresh.blocks[0] is fresh.body
     assert fresh.data_set is model.data_set
     assert not torch.equal(fresh.body[0].weight, model.body[0].weight)
+
+
+def test_a_dictionary_of_too_few_faces_is_said_to_be() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4))
+    few = FaceDictionary.rendered(size=32, images=8)
+    assert "; the dictionary has too few faces to ask anything" in str(dissect(model, few, "0"))
+    assert "too few" not in str(dissect(model, few, "0").with_rule(README))
+    assert "too few" not in str(dissect(model, FaceDictionary.rendered(size=32, images=120), "0"))
+
+
+def test_a_rule_is_none_by_its_name() -> None:
+    model, few = nn.Sequential(nn.Conv2d(3, 4, 4, 4)), FaceDictionary.rendered(size=32, images=8)
+    with pytest.raises(TypeError, match="rule is a Rule, such as README .*, got 'readme'"):
+        dissect(model, few, "0").with_rule("readme")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"dictionary is a FaceDictionary, such as .*from_folder.*, got 'faces'"):
+        dissect(model, "faces", "0")  # type: ignore[arg-type]

@@ -23,12 +23,16 @@ def test_dissect_pretrained(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)  # no unit of it is dead
     torch.save(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU()).state_dict(), tmp_path / "weights.pth")
     program = [sys.executable, EXAMPLES / "dissect_pretrained.py", "my_models:net", "weights.pth", folder]
-    done = subprocess.run([*program, "--size", "24", "32"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "live units interpretable (rule readme)" in done.stdout
-    assert "live units interpretable; nobody asked what is learnt (rule above_chance)" in done.stdout
     report = tmp_path / "dissection"
-    assert list(Dissection.load(report / "dissection.hnd").layers) == ["1"]
+    for options, asked in (["--fresh-networks", "0"], False), ([], True):
+        command = [*program, "--size", "24", "32", *options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "live units interpretable (rule readme)" in done.stdout
+        assert "(rule above_chance)" in done.stdout
+        dissection = Dissection.load(report / "dissection.hnd")
+        assert list(dissection.layers) == ["1"]
+        assert dissection["1"].asked_fresh is asked
     assert "| unit | region |" in (report / "assignments.md").read_text()
     for picture in ("1-concepts.png", "1-overlays.png"):
         with Image.open(report / picture) as image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,19 @@ def test_an_array_of_one_seed_is_a_seed() -> None:
     found, expected = (dissect(model, faces, "4", fresh_seeds=seeds) for seeds in (np.array([0]), (0,)))
     assert found["4"].asked_fresh
     assert found == expected
+
+
+def test_a_factory_that_makes_no_fresh_networks_is_refused() -> None:
+    model, faces = network(), random_dictionary(images=30)
+    other, wider = network(), nn.Sequential(nn.Conv2d(3, 7, 4, 4), nn.BatchNorm2d(7))
+    for factory, error, said in (
+        (lambda: model, ValueError, "another network for each seed; it returned the model itself"),
+        (lambda: deepcopy(other), ValueError, "it returned equal weights for seeds 1 and 2"),
+        (lambda: wider, ValueError, r"the model's architecture: 0\.weight is \[7, 3, 4, 4\], and \[6, 3, 4, 4\]"),
+        (other, TypeError, "factory is a function that makes a network .*, got Sequential"),
+    ):
+        with pytest.raises(error, match=said):
+            dissect(model, faces, "4", fresh_seeds=(1, 2), factory=factory)
 
 
 def test_a_factory_that_returns_no_network_is_refused() -> None:

@@ -146,6 +146,27 @@ def test_seeds_that_are_no_different_networks_are_refused(seeds: Any, error: typ
         rotation_test(Shown(), marked(), "layer", fresh_seeds=seeds, forward_fn=lambda *_: pytest.fail("it ran"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"strengths": ()}, ValueError, "strengths must not be empty"),
+        ({"strengths": 0.5}, TypeError, "strengths are several numbers, got 0.5"),
+        ({"strengths": (0.5, 2)}, ValueError, "strengths go from 0 .* to 1 .*, got 2"),
+        ({"seeds": ()}, ValueError, "seeds must not be empty"),
+        ({"seeds": 3}, TypeError, "seeds are several whole numbers, got 3"),
+        ({"seeds": (3, 3)}, ValueError, "seeds must differ"),
+        ({"rule": "readme"}, TypeError, "rule is a Rule, such as README .*, got 'readme'"),
+        ({"iou_threshold": 0.5}, TypeError, r"iou_threshold is no option here: give rule=Rule\(\.\.\.\)"),
+        ({"level": 0.05}, TypeError, "level is no option here"),
+    ],
+)
+def test_what_no_rotation_can_be_drawn_from_is_refused(
+    settings: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        rotation_test(Shown(), marked(), "layer", **settings, forward_fn=lambda *_: pytest.fail("it ran"))
+
+
 def test_several_layers_are_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
     with pytest.raises(ValueError, match=r"takes one layer, and '\*' matches 0, 1"):

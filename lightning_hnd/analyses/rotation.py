@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -66,21 +67,24 @@ def rotation_test(
         model: Any module.
         dictionary: The faces.
         layer: The name of one layer.
-        strengths: Powers of the rotation.
+        strengths: Powers of the rotation, from 0 to 1.
         seeds: One for each rotation.
         rule: What decides which units are interpretable. Under one with a level that is associated and placed: what
             is *learnt* is not asked unit by unit, for fresh weights are counted by themselves.
         fresh_seeds: One for each network with fresh weights.
         factory: Makes such a network, where ``reset_parameters`` throughout the model is not it.
-        options: Of :func:`~lightning_hnd.dissect`.
+        options: Of :func:`~lightning_hnd.dissect`, but for those that the rule has.
 
     Returns:
         The counts, to be drawn by :func:`~lightning_hnd.report.rotation_plot`.
 
     Raises:
-        TypeError: If ``fresh_seeds`` are not several whole numbers.
-        ValueError: If several layers match, a seed comes twice, or no network with fresh weights can be made.
+        TypeError: If ``seeds`` or ``fresh_seeds`` are not several whole numbers, ``strengths`` not several numbers,
+            ``rule`` is no rule, or an option is one that the rule has.
+        ValueError: If strengths lie beyond 0 and 1, there are none of them or no seeds, several layers match, a seed
+            comes twice, or no network with fresh weights can be made.
     """
+    strengths, seeds = _checked(strengths, seeds, rule, options)
     names = resolve_layers(model, layer)
     if len(names) != 1:
         raise ValueError(f"rotation_test takes one layer, and {layer!r} matches {', '.join(names)}")
@@ -110,8 +114,32 @@ def rotation_test(
             concepts.append(tuple(different for _, different in pairs))
         pairs = [counts(network) for network in acquainted_networks(model, dictionary, showing, fresh)]
     return RotationTest(
-        names[0], rule, tuple(strengths), tuple(interpretable), tuple(concepts), *map(tuple, zip(*pairs, strict=True))
+        names[0], rule, strengths, tuple(interpretable), tuple(concepts), *map(tuple, zip(*pairs, strict=True))
     )
+
+
+def _checked(
+    strengths: Sequence[float], seeds: Sequence[int], rule: Rule, options: Mapping[str, Any]
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule is a Rule, such as README or ABOVE_CHANCE, got {rule!r}")
+    of_rule = [name for name in ("quantile", "iou_threshold", "firing_only", "level", "layers") if name in options]
+    if of_rule:
+        raise TypeError(f"{of_rule[0]} is no option here: give rule=Rule(...) and the name of one layer")
+    for name, values, kind, what in (
+        ("strengths", strengths, Real, "numbers"),
+        ("seeds", seeds, Integral, "whole numbers"),
+    ):
+        if not isinstance(values, Iterable) or not all(isinstance(value, kind) for value in values):
+            raise TypeError(f"{name} are several {what}, got {values!r}")
+        if not len(values):
+            raise ValueError(f"{name} must not be empty")
+    beyond = [strength for strength in strengths if not 0 <= strength <= 1]
+    if beyond:
+        raise ValueError(f"strengths go from 0 (the layer's own basis) to 1 (a whole rotation), got {beyond[0]!r}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must differ, for a rotation counts once, got {seeds!r}")
+    return tuple(map(float, strengths)), tuple(map(int, seeds))
 
 
 class _Rotate:

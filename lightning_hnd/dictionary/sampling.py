@@ -12,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from lightning_hnd.dictionary.face_dictionary import FaceDictionary
 
-FLOOR = 8
+FLOOR = 10
 """Images that each concept and group keeps before any gets its share, if it has so many."""
 
 _ONE = 2**20  # fractions are whole numbers of this part

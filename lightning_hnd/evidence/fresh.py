@@ -55,7 +55,7 @@ class FreshWeights:
         """What a user asks for: None is no wish, and :data:`SEEDS` where there is a level.
 
         Raises:
-            TypeError: If the seeds are not several whole numbers.
+            TypeError: If the seeds are not several whole numbers, or the factory is no function.
             ValueError: If one comes twice, a factory has none, or there is a wish, and no level at which to compare.
         """
         if seeds is not None:
@@ -64,6 +64,11 @@ class FreshWeights:
                     f"fresh_seeds are whole numbers, one for each network, such as (101, 102), got {seeds!r}"
                 )
             seeds = tuple(map(int, seeds))  # of whatever type, the networks are the same
+        if factory is not None and (isinstance(factory, nn.Module) or not callable(factory)):
+            raise TypeError(
+                "factory is a function that makes a network with fresh weights, such as the model's class, got "
+                f"{type(factory).__name__}"
+            )
         if (seeds or factory is not None) and level is None:
             raise ValueError("fresh_seeds and factory are of use under a level only; give level=0.05 as well")
         if seeds is None:
@@ -220,16 +225,42 @@ def fresh_networks(
         factory: As in :func:`fresh_null`.
 
     Raises:
-        ValueError: As :func:`renewed`.
+        TypeError: If the factory returns no module.
+        ValueError: As :func:`renewed`; or if the factory returns the model itself, one of another architecture, or
+            equal weights twice.
     """
-    device = device_of(model)
+    device, seen = device_of(model), dict[tuple[float, ...], int]()
     for seed in seeds:
         with kept_random_state(device):
             torch.manual_seed(seed)
             network = renewed(model) if factory is None else factory()
         if not isinstance(network, nn.Module):
             raise TypeError(f"factory must return a network with fresh weights, an nn.Module, got {network!r}")
+        if factory is not None:
+            _refuse_other_architecture(model, network)
+            before = seen.setdefault(_digest(network), seed)
+            if network is model or before != seed:
+                raise ValueError(
+                    "factory must make another network for each seed; it returned "
+                    + ("the model itself" if network is model else f"equal weights for seeds {before} and {seed}")
+                )
         yield network.to(device)
+
+
+def _refuse_other_architecture(model: nn.Module, network: nn.Module) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    for name, tensor in network.named_parameters():
+        if shapes.get(name, tuple(tensor.shape)) != tuple(tensor.shape):
+            raise ValueError(
+                f"factory must make networks of the model's architecture: {name} is {list(tensor.shape)}, and "
+                f"{list(shapes[name])} in the model"
+            )
+
+
+def _digest(network: nn.Module) -> tuple[float, ...]:
+    """Sums over weights, which networks drawn with different seeds do not share."""
+    parameters = [parameter.detach().double() for parameter in network.parameters()]
+    return tuple(float(total) for p in parameters for total in (p.sum(), p.square().sum()))
 
 
 def renewed(model: nn.Module) -> nn.Module:
