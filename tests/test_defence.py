@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_hnd.functional.defence import defend, learnt_null
+from lightning_hnd.functional.defence import _maximum_test, defend, learnt_null
 
 UNITS, PARTS, CONCEPTS = 60, 12, 20
 
@@ -138,3 +138,13 @@ def test_units_that_groups_stand_behind_make_nothing_else_learnt() -> None:
         assert not verdict.paired[:on_group].any()
         shares.append(1 - detectors / int(verdict.paired.sum()))
     assert np.mean(shares) <= 0.05 + 3 * np.std(shares) / len(shares) ** 0.5
+
+
+@pytest.mark.parametrize(("networks", "least"), [(5, 4), (20, 1)])
+@pytest.mark.parametrize("units", [16, 2048])
+def test_how_many_units_it_takes_for_any_to_have_learnt(networks: int, least: int, units: int) -> None:
+    best_of_fresh, live = torch.linspace(0, 1, networks * units), torch.ones(units, dtype=torch.bool)
+    for beyond in range(1, 7):
+        excess = torch.full((units, 3), -1.0)
+        excess[:beyond, 0] = 9.0
+        assert int(_maximum_test(excess, live, best_of_fresh, 0.05).sum()) == (beyond if beyond >= least else 0)
