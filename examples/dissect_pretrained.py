@@ -50,7 +50,7 @@ def main() -> None:
         grid=args.grid,
         progress=True,
         fresh_seeds=range(101, 101 + args.fresh_networks),
-        factory=partial(build, args.model) if args.fresh_networks else None,
+        factory=partial(build, args.model) if args.fresh_networks > 0 else None,
     )
     print(dissection.with_rule(replace(dissection.rule, level=None)))  # by the bar
     print(dissection)  # and what stands up to chance, as in the files that follow
@@ -78,7 +78,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--iou-threshold", type=float, default=0.04)
     parser.add_argument("--firing-only", action="store_true", help="the IoU of the released code")
     parser.add_argument("--grid", type=int, nargs=2, help="rows and columns of token sequences")
-    parser.add_argument("--fresh-networks", type=int, default=5, help="to compare with, for what is learnt; 0: none")
+    parser.add_argument(
+        "--fresh-networks", type=int, default=5, help="to compare with; 0 if the callable loads weights"
+    )
     parser.add_argument("--out", type=Path, default=Path("dissection"))
     args = parser.parse_args()
     for name in ("mean", "std"):

@@ -264,7 +264,7 @@ class LayerDissection:
         confounded = f"; {others} {'more ' if found else ''}confounded with groups" if others else ""
         asked = "" if self.rule.level is None or self.asked_fresh else "; nobody asked what is learnt"
         if self.rule.level is not None and all(np.isnan(self.statistics[f"{q}_z"]).all() for q in _QUESTIONS):
-            asked = "; the dictionary has too few faces to ask anything"
+            asked = "; the dictionary lets nothing be asked: too few faces, or all alike"
         return f"{self.name}: {found} of {self.live} live units interpretable{where}{confounded}{dead}{asked}"
 
     def assignments(self, rows: int, *, concepts: int | None = None, separator: str = ", ") -> list[tuple[str, ...]]:

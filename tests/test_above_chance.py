@@ -293,7 +293,7 @@ def test_a_fresh_network_takes_over_the_modules_and_nothing_else(tmp_path: Path)
 def test_a_dictionary_of_too_few_faces_is_said_to_be() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4))
     few = FaceDictionary.rendered(size=32, images=8)
-    assert "; the dictionary has too few faces to ask anything" in str(dissect(model, few, "0"))
+    assert "; the dictionary lets nothing be asked: too few faces" in str(dissect(model, few, "0"))
     assert "too few" not in str(dissect(model, few, "0").with_rule(README))
     assert "too few" not in str(dissect(model, FaceDictionary.rendered(size=32, images=120), "0"))
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import random_dictionary
 from runs import Net, data, trainer
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_hnd import Dissection, FaceDictionary, HNDCallback, Rule, dissect
 from lightning_hnd.analyses.rotation import RotationTest, rotation_test
@@ -26,6 +26,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
 ]
+
+
+@pytest.fixture
+def faces_of_30() -> FaceDictionary:
+    return random_dictionary(images=30)
 
 
 def network() -> nn.Sequential:
@@ -248,15 +253,49 @@ def test_an_array_of_one_seed_is_a_seed() -> None:
 
 def test_a_factory_that_makes_no_fresh_networks_is_refused() -> None:
     model, faces = network(), random_dictionary(images=30)
-    other, wider = network(), nn.Sequential(nn.Conv2d(3, 7, 4, 4), nn.BatchNorm2d(7))
+    other = network()
     for factory, error, said in (
         (lambda: model, ValueError, "another network for each seed; it returned the model itself"),
         (lambda: deepcopy(other), ValueError, "it returned equal weights for seeds 1 and 2"),
-        (lambda: wider, ValueError, r"the model's architecture: 0\.weight is \[7, 3, 4, 4\], and \[6, 3, 4, 4\]"),
         (other, TypeError, "factory is a function that makes a network .*, got Sequential"),
     ):
         with pytest.raises(error, match=said):
             dissect(model, faces, "4", fresh_seeds=(1, 2), factory=factory)
+
+
+def shuffled(model: nn.Module) -> nn.Module:
+    other = deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
+    return other
+
+
+def drawn_in_a_buffer() -> nn.Module:
+    class Filter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.randn(5, 3, 4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.get_buffer("weight"), stride=4)
+
+    return nn.Sequential(Filter())
+
+
+def test_networks_that_differ_are_networks_however_alike(faces_of_30: FaceDictionary) -> None:
+    model = network()
+    for of, layer, factory in (
+        (model, "4", partial(shuffled, model)),
+        (drawn_in_a_buffer(), "0", drawn_in_a_buffer),
+        (nn.Sequential(nn.AvgPool2d(4)), "0", lambda: nn.Sequential(nn.AvgPool2d(4))),  # of which there is but one
+        (network().bfloat16(), "4", lambda: network().bfloat16()),
+    ):
+        assert dissect(of, faces_of_30, layer, fresh_seeds=(1, 2), factory=factory)[layer].asked_fresh
+
+
+def test_seeds_may_come_from_a_generator() -> None:
+    assert FreshWeights.chosen((seed for seed in (1, 2)), None, 0.05).seeds == (1, 2)  # type: ignore[arg-type]
 
 
 def test_a_factory_that_returns_no_network_is_refused() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from test_evidence import squares
+from torch import nn
 
-from lightning_hnd import dissect, effect_intervals
+from lightning_hnd import README, FaceDictionary, dissect, effect_intervals
 from lightning_hnd.functional.bootstrap import means, percentile_interval, placed_effects, rank_effects, resampled
 from lightning_hnd.functional.significance import partial_rank_test
 
@@ -148,3 +149,15 @@ def test_another_model_or_dictionary_is_refused(followed) -> None:  # type: igno
         effect_intervals(model, faces, dissection, "layer", replicates=1)
     with pytest.raises(ValueError, match="level must lie between 0 and 1"):
         effect_intervals(model, faces, dissection, "layer", level=95)
+
+
+def test_what_the_images_could_not_tell_has_no_interval() -> None:
+    faces = FaceDictionary.rendered(size=48, images=200)  # some concepts have fewer than ten masks
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 12, 5, stride=2), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU())
+    dissection = dissect(model, faces, "3").with_rule(README)  # the bar pairs units with those as well
+    u, c = dissection["3"].paired_concepts.nonzero()
+    untold = np.isnan(dissection["3"].statistics["placed_effect"][u, c])
+    assert 0 < untold.sum() < len(untold)
+    placed = [one for one in effect_intervals(model, faces, dissection, "3") if one.effect == "placed_effect"]
+    assert len(placed) == (~untold).sum()

@@ -125,6 +125,8 @@ def products() -> tuple[str, ...]:
 def full_products() -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision("highest")
+    if len(products()) == 2:  # which has told them; as it was, nobody had
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
 
 
 @pytest.mark.usefixtures("full_products")
@@ -165,6 +167,21 @@ def test_where_products_of_float32_may_be_rounded_only_those_of_the_model_are(
     with pytest.raises(MemoryError):
         dissect(model, faces, "0", fresh_seeds=(1,))
     assert products() == chosen
+
+
+def test_what_one_setting_for_all_backends_says_goes_on_to_hold() -> None:
+    if len(products()) == 1:
+        pytest.skip("this torch has one setting for all backends alone")
+    faces, model = FaceDictionary.rendered(size=32, images=24), nn.Sequential(nn.AvgPool2d(3))
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+    try:
+        torch.backends.fp32_precision = "tf32"
+        dissect(model, faces, "0")
+        assert products() == ("tf32", "tf32")
+        torch.backends.fp32_precision = "ieee"
+        assert products() == ("ieee", "ieee")
+    finally:
+        torch.backends.fp32_precision = "none"
 
 
 def test_the_default_type_changes_nothing() -> None:

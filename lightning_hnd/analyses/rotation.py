@@ -17,7 +17,7 @@ from lightning_hnd.pipeline import dissect
 from lightning_hnd.rules import README, Rule
 from lightning_hnd.showing.activations import named_layers, resolve_layers
 from lightning_hnd.showing.showing import Showing
-from lightning_hnd.showing.undisturbed import undisturbed
+from lightning_hnd.showing.undisturbed import full_precision, undisturbed
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,13 @@ def _checked(
     of_rule = [name for name in ("quantile", "iou_threshold", "firing_only", "level", "layers") if name in options]
     if of_rule:
         raise TypeError(f"{of_rule[0]} is no option here: give rule=Rule(...) and the name of one layer")
+    strengths = tuple(strengths) if isinstance(strengths, Iterable) else strengths  # of a generator they come once
+    seeds = tuple(seeds) if isinstance(seeds, Iterable) else seeds
     for name, values, kind, what in (
         ("strengths", strengths, Real, "numbers"),
         ("seeds", seeds, Integral, "whole numbers"),
     ):
-        if not isinstance(values, Iterable) or not all(isinstance(value, kind) for value in values):
+        if not isinstance(values, tuple) or not all(isinstance(value, kind) for value in values):
             raise TypeError(f"{name} are several {what}, got {values!r}")
         if not len(values):
             raise ValueError(f"{name} must not be empty")
@@ -157,7 +159,8 @@ class _Rotate:
         channels = output.movedim(1, -1) if output.ndim == 4 else output
         if self._matrix is None:
             self._matrix = power(rotation(channels.shape[-1], self._seed), self._strength)
-        turned = channels @ self._matrix.T.to(channels)
+        with full_precision(channels.device):
+            turned = channels @ self._matrix.T.to(channels)
         return turned.movedim(-1, 1) if output.ndim == 4 else turned
 
 

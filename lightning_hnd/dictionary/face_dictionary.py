@@ -339,7 +339,7 @@ class FaceDictionary(Once):
         """At most so many of the images, in which concepts, groups and sources keep their shares.
 
         The same images in every process and at every call. A concept or group with a small share keeps a few
-        images more than it (up to eight, if it has them and there is room); none that has images is lost.
+        images more than it (up to ten, if it has them and there is room); none that has images is lost.
 
         Args:
             max_images: How many images to keep.
@@ -355,7 +355,7 @@ class FaceDictionary(Once):
             >>> from lightning_hnd import FaceDictionary
             >>> faces = FaceDictionary.rendered(size=16, images=200)
             >>> sampled = faces.sample(100)
-            >>> len(sampled), min(sampled.images_per_concept) >= min(8, min(faces.images_per_concept))
+            >>> len(sampled), min(sampled.images_per_concept) >= min(10, min(faces.images_per_concept))
             (100, True)
         """
         if max_images < 1:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_hnd.dictionary import DictionaryBatch, FaceDictionary
 from lightning_hnd.evidence.evidence import Evidence
@@ -59,7 +60,8 @@ class FreshWeights:
             ValueError: If one comes twice, a factory has none, or there is a wish, and no level at which to compare.
         """
         if seeds is not None:
-            if not isinstance(seeds, Iterable) or not all(isinstance(seed, Integral) for seed in seeds):
+            seeds = tuple(seeds) if isinstance(seeds, Iterable) else seeds  # of a generator the seeds come once
+            if not isinstance(seeds, tuple) or not all(isinstance(seed, Integral) for seed in seeds):
                 raise TypeError(
                     f"fresh_seeds are whole numbers, one for each network, such as (101, 102), got {seeds!r}"
                 )
@@ -226,10 +228,9 @@ def fresh_networks(
 
     Raises:
         TypeError: If the factory returns no module.
-        ValueError: As :func:`renewed`; or if the factory returns the model itself, one of another architecture, or
-            equal weights twice.
+        ValueError: As :func:`renewed`; or if the factory returns the model itself, or equal weights twice.
     """
-    device, seen = device_of(model), dict[tuple[float, ...], int]()
+    device, seen = device_of(model), dict[str, int]()
     for seed in seeds:
         with kept_random_state(device):
             torch.manual_seed(seed)
@@ -237,8 +238,8 @@ def fresh_networks(
         if not isinstance(network, nn.Module):
             raise TypeError(f"factory must return a network with fresh weights, an nn.Module, got {network!r}")
         if factory is not None:
-            _refuse_other_architecture(model, network)
-            before = seen.setdefault(_digest(network), seed)
+            digest = _digest(network)
+            before = seed if digest is None else seen.setdefault(digest, seed)
             if network is model or before != seed:
                 raise ValueError(
                     "factory must make another network for each seed; it returned "
@@ -247,20 +248,14 @@ def fresh_networks(
         yield network.to(device)
 
 
-def _refuse_other_architecture(model: nn.Module, network: nn.Module) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    for name, tensor in network.named_parameters():
-        if shapes.get(name, tuple(tensor.shape)) != tuple(tensor.shape):
-            raise ValueError(
-                f"factory must make networks of the model's architecture: {name} is {list(tensor.shape)}, and "
-                f"{list(shapes[name])} in the model"
-            )
-
-
-def _digest(network: nn.Module) -> tuple[float, ...]:
-    """Sums over weights, which networks drawn with different seeds do not share."""
-    parameters = [parameter.detach().double() for parameter in network.parameters()]
-    return tuple(float(total) for p in parameters for total in (p.sum(), p.square().sum()))
+def _digest(network: nn.Module) -> str | None:
+    """What networks of other weights do not share; None where there are none to tell."""
+    digest, weights = hashlib.sha256(), [*network.parameters(), *network.buffers()]
+    if not weights or any(is_lazy(tensor) or tensor.is_meta for tensor in weights):
+        return None
+    for tensor in weights:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def renewed(model: nn.Module) -> nn.Module:

@@ -248,7 +248,8 @@ def beyond_fresh(
     fresh weights reach over all concepts (all groups). Units are selected by Benjamini and Hochberg's procedure; of a
     selected unit those concepts are learnt that pass the same bar by themselves, so that within a unit no concept is
     claimed falsely but with the probability of the unit's own test (Westfall and Young 1993). Of ``n`` networks none
-    has a finer p-value than ``1 / (n U + 1)``: ``1 / (n level)`` units at the least must exceed all of theirs.
+    has a finer p-value than ``1 / (n U + 1)``: ``1 / (n level)`` units must exceed all of theirs, less where
+    some are dead.
 
     Pairs that have ``failed [U, C]`` otherwise count as asked, with a p-value of 1: selected, and dropped afterwards,
     they would let others pass more easily.

@@ -124,8 +124,8 @@ class HNDCallback(Callback):
         fresh_seeds: Of networks with fresh weights to compare with, for what is learnt. Each is shown the dictionary
             once, before the first step, and once more when batch norms have seen images; a run that is resumed, and
             later fits, remember the outcome. None: five, if the module can be reset, else a warning. ``()``: none, and
-            no ``learnt_units``: units are interpretable then that are associated and placed. With ``n`` networks at
-            least ``20 / n`` units must do more than all of theirs for any to have learnt.
+            no ``learnt_units``: units are interpretable then that are associated and placed. With ``n`` networks
+            ``20 / n`` units (fewer if some are dead) must do more than all of theirs for any to have learnt.
         factory: Makes such a network, where ``reset_parameters`` throughout the module is not it.
         size: Height and width of the dictionary's images, or one number for both. None: those of
             ``example_input_array``, or of the first batch.
