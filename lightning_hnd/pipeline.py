@@ -74,7 +74,8 @@ def dissect(
         TypeError: If the dictionary is none, ``fresh_seeds`` are not several whole numbers, or the factory is no
             function that makes a network.
         ValueError: If a layer does not exist, does not run or gives no maps, activations are not finite, or a
-            setting is out of range.
+            setting is out of range; no network with fresh weights can be made, or the factory makes no other for each
+            seed.
         RuntimeError: If the forward pass fails.
 
     Example:
