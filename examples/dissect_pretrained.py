@@ -4,7 +4,8 @@
         --layers 'backbone.layer4' --size 160 --mean 0.5 --std 0.5 --out report
 
 The model is named as ``module:callable``; the callable takes no argument and returns an ``nn.Module`` with fresh
-weights, as are those of five more that it makes, with which the model is compared for what it has learnt. The
+weights, as are those of five more that it makes, with which the model is compared for what it has learnt; where it
+loads weights itself, ``--fresh-networks 0`` does without. The
 checkpoint is a state dict, or a Lightning checkpoint, of which the tensors alone are loaded. Without a
 dictionary the built-in rendered faces are shown. Out come, in the folder ``--out``: the dissection
 (``dissection.hnd``), a table (``assignments.md``), and for each layer the histogram of concepts and the faces

@@ -256,7 +256,7 @@ def test_a_factory_that_makes_no_fresh_networks_is_refused() -> None:
     other = network()
     for factory, error, said in (
         (lambda: model, ValueError, "another network for each seed; it returned the model itself"),
-        (lambda: deepcopy(other), ValueError, "it returned equal weights for seeds 1 and 2"),
+        (lambda: deepcopy(other), ValueError, "it returned equal weights for seeds 1 and 2. Give one"),
         (other, TypeError, "factory is a function that makes a network .*, got Sequential"),
     ):
         with pytest.raises(error, match=said):

@@ -118,7 +118,7 @@ def effect_intervals(
         for effect, values in seen.effects(c, replicates, seed):
             low, high = (end.tolist() for end in percentile_interval(values[1:], level))
             known = found.statistics[effect][units, c]
-            if np.isnan(known).any():  # the images could not tell: too few masks, say
+            if np.isnan(known).all():  # of a concept of which the images cannot tell: it has too few masks, say
                 continue
             if not torch.allclose(values[0], torch.tensor(known), rtol=1e-3, atol=1e-4):
                 raise ValueError(

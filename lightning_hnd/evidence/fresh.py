@@ -244,6 +244,7 @@ def fresh_networks(
                 raise ValueError(
                     "factory must make another network for each seed; it returned "
                     + ("the model itself" if network is model else f"equal weights for seeds {before} and {seed}")
+                    + ". Give one that draws its weights anew, or fresh_seeds=() to compare with none"
                 )
         yield network.to(device)
 
