@@ -17,6 +17,7 @@ from lightning_hnd.functional.affinity import combine_affinity
 from lightning_hnd.functional.defence import defend, learnt_null
 from lightning_hnd.functional.pairing import pair_concepts
 from lightning_hnd.functional.ranks import mid_ranks
+from lightning_hnd.functional.significance import upper_tail
 
 LEVEL = 0.05
 """False discovery rate that rules with p-values are run at."""
@@ -157,6 +158,20 @@ def above_chance(exam: Exam) -> Verdict:
     return Verdict(score, found.paired, _first(agreement, found.paired), found.groups)
 
 
+def each_alone(exam: Exam) -> Verdict:
+    """No rule, but the most that one could find: every pair is asked by itself, associated and placed, at the level.
+
+    As if a pair were the only one asked about, of the only unit, and fresh weights and groups were no matter. What is
+    not found so lacks the images that could tell it; what impostors gain says what the difference is for.
+    """
+    evidence, _ = _evidence(exam, exam.maps)
+    p = upper_tail(torch.stack([evidence["associated_z"], evidence["placed_z"]]))
+    named = (p.isnan() | (p <= LEVEL)).all(0) & ~p.isnan().all(0)
+    agreement = torch.nan_to_num(evidence["agreement"], nan=-1.0)
+    groups = upper_tail(evidence["group_z"]) <= LEVEL
+    return Verdict(torch.where(named, agreement, -torch.inf), named, _first(agreement, named), groups)
+
+
 @lru_cache(maxsize=1)
 def _fresh(exam: _Same) -> dict[str, Tensor]:
     return learnt_null([_evidence(exam.it, maps) for maps in exam.it.fresh])
@@ -175,4 +190,6 @@ CONTESTANTS: dict[str, Contestant] = {
     "readme": by_area(README),
     "rank only": by_rank,
     "above_chance": above_chance,
+    "each alone": each_alone,
 }
+RULES = ("released", "readme", "rank only", "above_chance")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for rendered_training
 
-from contestants import CONTESTANTS, Verdict
+from contestants import CONTESTANTS, RULES, Verdict
 from exams import MODERATE, REAL, RENDERED, Exam, RealHalf, rendered_exam
 from plants import DETECTORS, Plant
 
@@ -81,8 +81,8 @@ def mark(exam: Exam, verdict: Verdict) -> Score:
         if made.concepts:
             score[f"{made.kind}: named first"].append(first in made.concepts)
             score[f"{made.kind}: region"].append(first >= 0 and region[first] in {region[c] for c in made.concepts})
-        if made.kind == "two concepts":
-            score["two concepts: both named"].append(made.concepts <= named)
+            at_all = "both named" if len(made.concepts) > 1 else "named at all"
+            score[f"{made.kind}: {at_all}"].append(made.concepts <= named)
         if made.groups:
             score["group: paired"].append(made.groups <= groups)
             score["group: paired alone"].append(made.groups == groups)
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("validity_cache"), help="for activations of fresh networks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--each", type=int, default=12, help="units of each kind in an exam")
-    parser.add_argument("--rules", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
+    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(CONTESTANTS))
     parser.add_argument("--rendered", nargs="*", default=list(RENDERED), choices=list(RENDERED))
     parser.add_argument("--photographs", nargs="*", default=list(REAL), choices=list(REAL))
     parser.add_argument("--answers", type=Path, help="a JSON file to keep every unit's answers in")
