@@ -216,7 +216,7 @@ class LayerDissection:
                 for c in concepts
             ),
             groups=tuple(
-                GroupPairing(*groups[g], float(self.group_probability[u, g]), self._group_effect(u, int(g)))
+                GroupPairing(*groups[g], float(self.group_probability[u, g]), *self._group_survived(u, int(g)))
                 for g in np.flatnonzero(self.paired_groups[u])
             ),
             confounded=tuple(
@@ -236,8 +236,10 @@ class LayerDissection:
         survived = [None if int(verdict[u, c]) < 0 else bool(verdict[u, c]) for verdict in verdicts]
         return (*survived, float(self.statistics["agreement"][u, c]))
 
-    def _group_effect(self, u: int, g: int) -> float | None:
-        return None if self.rule.level is None else float(self.statistics["group_effect"][u, g])
+    def _group_survived(self, u: int, g: int) -> tuple[Any, ...]:
+        if self.rule.level is None:
+            return ()
+        return float(self.statistics["group_effect"][u, g]), True, True if self.asked_fresh else None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerDissection):

@@ -36,13 +36,16 @@ class GroupPairing:
     """A group of a global concept that a unit is paired with, and its probability.
 
     Under :data:`~lightning_hnd.ABOVE_CHANCE` also the ``effect``: the partial correlation of the group with that of the
-    unit's responses (peak, mean, each cell) which goes with it most, all other labels held fixed.
+    unit's responses (peak, mean, each cell) which goes with it most, all other labels held fixed; and what the pairing
+    survived, ``associated`` and ``learnt``, None where that was not asked. A group has no place.
     """
 
     concept: str
     group: str
     probability: float
     effect: float | None = None
+    associated: bool | None = None
+    learnt: bool | None = None
 
     @property
     def strength(self) -> float:

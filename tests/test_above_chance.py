@@ -118,6 +118,25 @@ def test_without_fresh_networks_learnt_is_unknown() -> None:
     assert all(c.learnt is None for unit in found["1"].units for c in unit.concepts)
 
 
+def test_groups_carry_what_they_survived() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 30, 8, 8))
+    with torch.no_grad():
+        model[0].weight += 0.05  # units that see how bright a face is
+    faces = FaceDictionary.rendered(size=64, images=400)
+    found = dissect(model, faces, layers="0", level=0.05, fresh_seeds=(1, 2))["0"]
+    silent = {**found.statistics, "fresh_best_group": np.full(60, -np.inf)}  # fresh units that answer to no group
+    alone = {name: value for name, value in silent.items() if not name.startswith("fresh_")}
+    for statistics, learnt in ((silent, True), (alone, None)):
+        layer = LayerDissection.of("0", PAPER, ABOVE_CHANCE, statistics)
+        pairings = [group for unit in layer.units for group in unit.groups]
+        assert {g.group for g in pairings if g.concept == "skin_tone"} >= {"bright"}
+        assert {(g.associated, g.learnt) for g in pairings} == {(True, learnt)}
+        assert all(g.effect is not None and g.effect > 0 for g in pairings)
+    by_area = LayerDissection.of("0", PAPER, README, silent)
+    assert any(unit.groups for unit in by_area.units)
+    assert all(g.associated is None and g.learnt is None for unit in by_area.units for g in unit.groups)
+
+
 def test_what_was_compared_with_fresh_weights_and_what_was_not_make_no_silent_history() -> None:
     asked, alone = seen(fresh_seeds=(1, 2)), seen()
     assert "nobody asked" not in asked["layer"].headline
