@@ -16,7 +16,7 @@ from lightning_hnd.evidence.fresh import FreshWeights, Null, fresh_null, with_nu
 from lightning_hnd.measuring.metric import DissectionMetric
 from lightning_hnd.rules import ABOVE_CHANCE, README, Rule
 from lightning_hnd.showing.activations import Grid, last_spatial, remark, resolve_layers, trace
-from lightning_hnd.showing.showing import ForwardFn, Showing, counting_device
+from lightning_hnd.showing.showing import ForwardFn, Showing, counting_device, terminal_bar
 from lightning_hnd.showing.undisturbed import device_of, full_precision, undisturbed
 
 BUDGET = 2**30
@@ -94,7 +94,7 @@ def dissect(
     fresh = FreshWeights.chosen(fresh_seeds, factory, level)
     if budget < 0:
         raise ValueError(f"budget must not be negative, got {budget}")
-    showing = Showing(grid, forward_fn, batch_size, progress)
+    showing = Showing(grid, forward_fn, batch_size, terminal_bar if progress else None)
     names, said = choose_layers(model, dictionary, layers, showing)
     if said:
         print(said)

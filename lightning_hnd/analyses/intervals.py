@@ -18,7 +18,7 @@ from lightning_hnd.functional.bootstrap import means, percentile_interval, place
 from lightning_hnd.functional.host import averaged
 from lightning_hnd.functional.significance import Contrast
 from lightning_hnd.showing.activations import Grid
-from lightning_hnd.showing.showing import ForwardFn, Showing
+from lightning_hnd.showing.showing import ForwardFn, Showing, terminal_bar
 from lightning_hnd.showing.undisturbed import undisturbed
 
 
@@ -110,7 +110,7 @@ def effect_intervals(
     seen = _Seen(dictionary, pairs[:, 0], pairs[:, 1])
     if len(pairs):
         with undisturbed(model):
-            showing = Showing(grid, forward_fn, batch_size, progress)
+            showing = Showing(grid, forward_fn, batch_size, terminal_bar if progress else None)
             showing.show(model, dictionary, [layer], "Resampling", lambda _, maps, batch: seen.update(maps, batch))
     intervals: list[EffectInterval] = []
     for c in pairs[:, 1].unique().tolist():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,18 @@ ForwardFn = Callable[[Any, Tensor], Any]
 Take = Callable[[str, Tensor, DictionaryBatch], None]
 """Takes in the name of a layer, its maps ``[B, U, h, w]`` of a batch, and the batch."""
 
+Bar = Callable[[range, str], Iterable[int]]
+"""Shows, under a title, how far a loop over a range is, and goes over it."""
+
 _IMAGES = 64  # in a batch where nobody says how many,
 _PIXELS = 2**18  # ... and in a forward pass on a CPU: networks take half the time that 64 images of 256 x 256 take
 _WHAT = "showing the dictionary to the model"
+
+
+def terminal_bar(steps: range, title: str) -> Iterable[int]:
+    """A :data:`Bar` on a terminal, of what takes longer than two seconds."""
+    bar: Iterable[int] = tqdm(steps, title, leave=False, disable=None, delay=2)
+    return bar
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Showing:
         forward_fn: How to run a model on images, where ``model(images)`` is not it.
         batch_size: Images in a batch, at most. None: 64, which a model in main memory sees in parts of 2^18 pixels:
             what a layer makes of more does not fit into the caches for the next one.
-        progress: Whether to show a progress bar.
+        bar: Shows how far it is. None: nothing does.
         context: What to run the forward pass in (mixed precision). What is done with the maps is outside it.
         processes: Those that share the dictionary, batch by batch.
 
@@ -47,7 +56,7 @@ class Showing:
     grid: Grid | None = None
     forward_fn: ForwardFn | None = None
     batch_size: int | None = None
-    progress: bool = False
+    bar: Bar | None = None
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     processes: Processes = ALONE
 
@@ -75,7 +84,7 @@ class Showing:
         shown = dictionary.batches(batch_size, shard=processes.rank, num_shards=processes.size)
         rounds = range(0, len(dictionary), processes.size * batch_size)
         with record(model, layers) as outputs:
-            for _ in tqdm(rounds, title, leave=False, disable=None if self.progress else True, delay=2):
+            for _ in rounds if self.bar is None else self.bar(rounds, title):
                 with processes.forward(_WHAT):
                     batch = next(shown, None)
                     # a forward pass of a split model takes all processes, also one that has no batch left

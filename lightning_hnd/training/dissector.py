@@ -19,6 +19,7 @@ from lightning_hnd.rules import Rule
 from lightning_hnd.showing.activations import resolve_layers
 from lightning_hnd.showing.showing import Showing
 from lightning_hnd.showing.undisturbed import undisturbed, unlogged
+from lightning_hnd.training.progress import bar_of
 from lightning_hnd.training.subject import Subject
 
 
@@ -97,7 +98,9 @@ class Dissector:
         if self.fresh.demanded:
             raise ValueError(obstacle)
         rank_zero_warn(
-            f"HNDCallback does not ask what is learnt in training: {obstacle}. HNDCallback(fresh_seeds=()) does without"
+            f"HNDCallback does not ask what is learnt in training: {obstacle}. What is interpretable, and which "
+            "groups units go with, then counts what networks with random weights show as well. "
+            "HNDCallback(fresh_seeds=()) does without knowingly"
         )
         return False
 
@@ -125,6 +128,10 @@ class Dissector:
                 rank_zero_warn(f"HNDCallback asks what is learnt with networks of the module as it was: {obstacle}")
                 known = _null_in(asked[0])
             else:
+                rank_zero_info(
+                    f"HNDCallback: shows the dictionary to {len(self.fresh.seeds)} networks with fresh weights, to "
+                    "compare with; each takes as long as a dissection"
+                )
                 what = (subject.module, subject.dictionary, subject.layers, self._showing(subject))
                 with unlogged(subject.module):
                     known = fresh_null(*what, fresh=self.fresh, budget=self.budget)
@@ -159,7 +166,7 @@ class Dissector:
         trainer = subject.trainer
         return replace(
             self.showing,
-            progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
+            bar=bar_of(trainer),
             context=trainer.precision_plugin.forward_context,
             processes=subject.processes,
         )
