@@ -86,6 +86,22 @@ def test_scalars() -> None:
     )
 
 
+def test_units_that_are_silent_on_all_groups_of_a_concept_prefer_none() -> None:
+    layer = by_hand()["conv"]
+    probability = layer.group_probability.copy()
+    probability[1:3, :2] = 0  # live, but silent on faces with a gender
+    silent = LayerDissection.of("conv", ONTOLOGY, README, {**layer.statistics, "group_probability": probability})
+    found = scalars(Dissection({"conv": silent}, ONTOLOGY, README, {}))
+    means = [
+        found[f"hnd/conv/readme/mean_probability/{group}"] for group in ("gender/Male", "gender/Female", "hair/fair")
+    ]
+    assert means == pytest.approx([(0.6 + 0.44 + 0.5) / 3, (0.4 + 0.56 + 0.5) / 3, 1.0])
+    none = np.concatenate([0 * probability[:, :2], probability[:, 2:]], axis=1)
+    nobody = LayerDissection.of("conv", ONTOLOGY, README, {**layer.statistics, "group_probability": none})
+    found = scalars(Dissection({"conv": nobody}, ONTOLOGY, README, {}))
+    assert found["hnd/conv/readme/mean_probability/gender/Male"] == 0
+
+
 def test_nothing_found_gives_zeros_not_nan() -> None:
     found = scalars(by_hand().with_rule(Rule(iou_threshold=0.5)))
     assert found["hnd/conv/labelled-q0.005-iou0.5/mean_iou"] == 0.0

@@ -22,7 +22,8 @@ def scalars(dissection: Dissection) -> dict[str, float]:
     - ``region/<region>``: interpretable units of the region
     - ``kind/<kind>``: units paired with a concept of the kind
     - ``group/<concept>/<group>``: units paired with the group
-    - ``mean_probability/<concept>/<group>``: mean over the live units of their probability of the group
+    - ``mean_probability/<concept>/<group>``: mean of the probability of the group, over the units that fire on any face
+      with a group of the concept; 0 where none does
     - under a rule with a level also ``associated_units``, ``placed_units`` and, where networks with fresh weights were
       asked, ``learnt_units``: units with a concept that survives the question, whatever becomes of the others; and
       ``confounded_units``: those with a concept that a group may stand behind
@@ -110,10 +111,17 @@ def _layer_scalars(layer: LayerDissection) -> dict[str, float]:
         *layer.units_per_region,
         *(layer.paired_concepts[:, kind == k].any(axis=1).sum() for k in range(len(ontology.kinds))),
         *layer.paired_groups.sum(axis=0),
-        *(layer.group_probability[~layer.dead].sum(axis=0) / max(layer.live, 1)),
+        *_mean_probability(layer),
         *(() if layer.rule.level is None else (survive.any(1).sum() for survive in _questions(layer))),
     )
     return dict(zip(keys(ontology, layer.rule, learnt=layer.asked_fresh), map(float, values), strict=True))
+
+
+def _mean_probability(layer: LayerDissection) -> np.ndarray:
+    """``[G]``; what is silent on all faces of a global concept prefers no group, and would draw all of them to 0."""
+    probability, offsets = layer.group_probability[~layer.dead], layer.ontology.group_offsets
+    of_concepts = np.split(probability, offsets[1:-1], axis=1)
+    return np.concatenate([p.sum(axis=0) / max(1, p.any(axis=1).sum()) for p in of_concepts])
 
 
 def _questions(layer: LayerDissection) -> tuple[Tensor, ...]:
