@@ -60,6 +60,20 @@ def test_a_weight_that_nothing_resets_is_an_error_that_names_it() -> None:
         renewed(model)
 
 
+def test_attention_and_what_wholes_do_to_their_parts_are_made_anew() -> None:
+    class Flat(nn.Sequential):
+        def reset_parameters(self) -> None:
+            nn.init.constant_(self[0].weight, 7.0)
+
+    model = nn.Sequential(Flat(nn.Linear(4, 8)), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    fresh = renewed(model)
+    assert bool((fresh[0][0].weight == 7).all())
+    assert not bool((fresh[1].self_attn.in_proj_weight == model[1].self_attn.in_proj_weight).any())
+    bound = (6 / (8 + 24)) ** 0.5  # Xavier's, as attention is made
+    assert 0.9 * bound < fresh[1].self_attn.in_proj_weight.abs().max().item() <= bound
+    assert bool((fresh[1].self_attn.out_proj.bias == 0).all())  # which attention sets after the projection was made
+
+
 def test_a_reset_that_fails_is_an_error_that_names_it() -> None:
     class Scaled(nn.Module):
         def reset_parameters(self, scale: float) -> None:

@@ -262,6 +262,9 @@ def _digest(network: nn.Module) -> str | None:
 def renewed(model: nn.Module) -> nn.Module:
     """A copy of the model with fresh weights: ``reset_parameters`` of every module that has it.
 
+    Or ``_reset_parameters``, as torch's attention has it. As in their making, parts come before what they are part of,
+    which may draw their weights anew.
+
     Raises:
         ValueError: If a parameter, or a buffer of a module that has parameters, is left as it was.
 
@@ -277,8 +280,8 @@ def renewed(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for tensor in _weights(network).values():
             tensor.fill_(torch.nan)
-        for module in network.modules():
-            reset = getattr(module, "reset_parameters", None)
+        for module in _parts_first(network):
+            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
             if callable(reset):
                 _reset(reset, module)
     missed = [name for name, tensor in _weights(network).items() if bool(tensor.isnan().any())]
@@ -288,6 +291,17 @@ def renewed(model: nn.Module) -> nn.Module:
             f"{', ...' if len(missed) > 5 else ''}; give a factory that makes a network with fresh weights"
         )
     return network
+
+
+def _parts_first(module: nn.Module, seen: set[int] | None = None) -> Iterator[nn.Module]:
+    """All modules, each once, after those that it is made of."""
+    seen = set() if seen is None else seen
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    for part in module.children():
+        yield from _parts_first(part, seen)
+    yield module
 
 
 def _reset(reset: Callable[[], object], module: nn.Module) -> None:
