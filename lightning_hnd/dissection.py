@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,9 @@ class Dissection:
             ValueError: If it is no dissection, is damaged, or is of a newer format.
         """
         try:
+            with Path(path).open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("File is not a zip file")
             with np.load(path, allow_pickle=False) as data:
                 header = json.loads(data["header"].tobytes())
                 stored = {key: data[key] for key in data.files if key != "header"}

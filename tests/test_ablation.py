@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,11 @@ def test_the_metric_falls_to_chance_without_the_units_that_carry_it_and_not_with
     assert model.training
     assert not model.units[0]._forward_hooks
     assert "2 units of Eyeglasses" in str(result)
+    assert "1 unit of Eyeglasses" in str(replace(result, units=(0,)))
+    assert (
+        str(replace(result, units=()))
+        == "units: no unit is paired with Eyeglasses, so that there is none to switch off"
+    )
     assert result.scalars()["b/effect"] == result.effect("b")
 
 

@@ -341,6 +341,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.hnd").write_bytes((tmp_path / "a.hnd").read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"b.hnd is not a dissection file, or is damaged"):
         Dissection.load(tmp_path / "b.hnd")
+    (tmp_path / "b.hnd").write_text("junk\n")
+    with pytest.raises(ValueError, match=r"b.hnd is not a dissection file, or is damaged: File is not a zip file"):
+        Dissection.load(tmp_path / "b.hnd")
     with pytest.raises(FileNotFoundError):
         Dissection.load(tmp_path / "c.hnd")
 

@@ -239,6 +239,8 @@ def test_ctrl_c(tmp_path: Path, on_error: Any) -> None:
         run.fit()
     assert run.trainer.interrupted
     assert run.left() == ([0, 3], [0, 4], [4])
+    assert len((tmp_path / "memory/memory/hnd/timeline.csv").read_text().splitlines()) == 1 + 2  # moments
+    assert list((tmp_path / "memory/memory/hnd").glob("timeline-*.png"))
     assert not any(module._forward_hooks for module in run.net.modules())
     assert torch.is_grad_enabled()
 

@@ -70,9 +70,11 @@ class Ablation:
         return found
 
     def __str__(self) -> str:
+        if not self.units:
+            return f"{self.layer}: no unit is paired with {self.concept}, so that there is none to switch off"
         lines = [
-            f"{self.layer}: {len(self.units)} units of {self.concept} switched off, against as many random ones "
-            f"({len(self.controls)} draws)"
+            f"{self.layer}: {len(self.units)} unit{'' if len(self.units) == 1 else 's'} of {self.concept} switched "
+            f"off, against as many random ones ({len(self.controls)} draws)"
         ]
         for group, intact in self.intact.items():
             others = self.control_effects(group)

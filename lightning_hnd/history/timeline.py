@@ -335,7 +335,8 @@ class Timeline:
         for layer in self:
             found = [e for e in layer.emergence if e.moment is not None]
             asked = "" if layer.rule.level is None or layer.learnt.all() else ", nobody asked what is learnt"
-            lines.append(f"{layer.name} (rule {layer.rule.name}{asked}), {len(layer.moments)} moments:")
+            count = f"{len(layer.moments)} moment{'' if len(layer.moments) == 1 else 's'}"
+            lines.append(f"{layer.name} (rule {layer.rule.name}{asked}), {count}:")
             lines += [f"  {e.kind} {e.name}: since {_since(e.moment)}" for e in found if e.moment is not None]
             lines += [] if found else ["  nothing has appeared to stay"]
         return "\n".join(lines)

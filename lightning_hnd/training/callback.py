@@ -75,7 +75,8 @@ class HNDCallback(Callback):
     ``region/<region>``         interpretable units of the region
     ``kind/<kind>``             units paired with a concept of the kind (``part``, ``attribute``, ...)
     ``group/<concept>/<group>`` units paired with the group (``group/gender/Female``)
-    ``mean_probability/...``    mean over the live units of their probability of each group
+    ``mean_probability/...``    mean of the probability of each group, over the units that fire on any face with a
+                                group of its concept
     ``associated_units``        under ``above_chance`` alone, as are the next three: units whose response is tied to a
                                 concept's presence
     ``placed_units``            units whose maps go along with the masks of their own faces
@@ -356,6 +357,11 @@ class HNDCallback(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the timeline of the run, beside its dissections."""
         self._publisher.end(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """The same where a fit ends early: by Ctrl-C, or a fault anywhere."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._publisher.end(trainer)
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, or takes up the history of a run that goes on."""
