@@ -114,9 +114,8 @@ def test_the_metric_falls_to_chance_without_the_units_that_carry_it_and_not_with
     assert not model.units[0]._forward_hooks
     assert "2 units of Eyeglasses" in str(result)
     assert "1 unit of Eyeglasses" in str(replace(result, units=(0,)))
-    assert (
-        str(replace(result, units=()))
-        == "units: no unit is paired with Eyeglasses, so that there is none to switch off"
+    assert str(replace(result, units=())).endswith(
+        "no unit is paired with Eyeglasses, so that there is none to switch off"
     )
     assert result.scalars()["b/effect"] == result.effect("b")
 
@@ -395,6 +394,59 @@ def test_averaged_weights_that_are_taken_back_before_are_warned_of(tmp_path: Pat
             warnings.simplefilter("always")
             run.fit(runs.Net(), *runs.data())
         assert any("EMAWeightAveraging stands before AblationCallback" in str(w.message) for w in caught) is late
+
+
+class Dicts(runs.Net):
+    """Gives its answer under a name."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"answer": super().forward(x)}
+
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        return (self(batch[0])["answer"] - batch[1]).square().mean()
+
+
+def test_what_the_metric_does_not_take_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    faces = FaceDictionary.rendered(size=runs.SIZE, images=60)
+    net, hnd = Dicts(example=True), HNDCallback(faces, "body.2", fresh_seeds=())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    run = runs.trainer(tmp_path, hnd, AblationCallback("gender", MeanSquaredError()))
+    with pytest.raises(
+        ValueError, match=r"MeanSquaredError does not take prediction and target, dict and Tensor .*predict="
+    ):
+        run.fit(net, *runs.data())
+    assert run.global_step == 0
+    assert hnd.baseline is None  # nor was the wait for it
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    run = runs.trainer(tmp_path, hnd, AblationCallback("gender", MeanSquaredError()), num_sanity_val_steps=0)
+    with pytest.raises(ValueError, match="MeanSquaredError does not take"):
+        run.fit(net, *runs.data())
+    answers = AblationCallback(
+        "gender", MeanSquaredError(), predict=lambda model, batch: (model(batch[0])["answer"], batch[1]), controls=1
+    )
+    hnd = HNDCallback(faces, "body.2", fresh_seeds=())
+    run = runs.trainer(tmp_path, hnd, answers, max_epochs=1)
+    run.fit(net, *runs.data())
+    assert answers.latest
+
+
+def test_each_pass_is_a_step_of_the_bar_and_without_units_there_is_one(found: Dissection) -> None:
+    steps = []
+
+    def bar(over: range, title: str) -> Any:
+        for step in over:
+            steps.append((title, step, len(over)))
+            yield step
+
+    options: dict[str, Any] = {"metric": BinaryAccuracy(), "dataloader": data(), "controls": 4, "progress": bar}
+    ablate(Reader(), found, concept="Eyeglasses", **options)
+    assert steps == [("Switching off Eyeglasses in units.0", step, 6) for step in range(6)]
+    steps.clear()
+    nothing = ablate(Reader(), found, concept="AU_20", none_paired="measure", **options)
+    assert [step for _, step, _ in steps] == [0]
+    assert nothing.effect() == 0
+    assert nothing.control_effects() == (0.0,) * 4
+    assert nothing.p() == 1
 
 
 def test_what_is_not_there_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lightning_hnd.dissection import Dissection
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.showing.activations import switched_off
 from lightning_hnd.showing.processes import ALONE, Processes
+from lightning_hnd.showing.showing import Bar, terminal_bar
 from lightning_hnd.showing.undisturbed import device_of, kept_generators, kept_random_state, undisturbed
 
 OVERALL = "overall"
@@ -97,6 +98,7 @@ def ablate(
     controls: int = 20,
     seed: int = 0,
     none_paired: Literal["raise", "measure"] = "raise",
+    progress: bool | Bar = False,
 ) -> Ablation:
     """Switches off the units that are paired with a concept, and as many random ones, and measures.
 
@@ -120,7 +122,8 @@ def ablate(
         controls: How many random draws.
         seed: Of the draws.
         none_paired: What to do where no unit is paired with the concept: ``measure`` gives the metric as it is, and
-            effects of 0.
+            effects of 0, after one pass.
+        progress: Whether to show a progress bar, a step for each pass; or what shows one.
 
     Returns:
         The metric with and without them.
@@ -144,11 +147,41 @@ def ablate(
             f"of: {', '.join(others) or 'none'}"
         )
     draws = _random_units(torch.as_tensor(~found.dead), len(units), controls, seed)
+    passes = ([], units, *draws) if units else ([],)
+    bar = terminal_bar if progress is True else progress or None
+    steps = range(len(passes))
     with undisturbed(model):
         intact, *changed = (
-            _measure(model, found.name, off, metric, dataloader, predict) for off in ([], units, *draws)
+            _measure(model, found.name, passes[step], metric, dataloader, predict)
+            for step in (steps if bar is None else bar(steps, f"Switching off {concept} in {found.name}"))
         )
-    return Ablation(concept, found.name, tuple(units), intact, changed[0], tuple(changed[1:]))
+    ablated, *random = changed or [intact] * (1 + controls)  # nothing to switch off
+    return Ablation(concept, found.name, tuple(units), intact, ablated, tuple(random))
+
+
+def try_batch(model: nn.Module, metric: Metric, dataloader: Iterable[Any], predict: Predict) -> None:
+    """Lets a metric take what a model makes of the first batch, so that what :func:`ablate` cannot use is told early.
+
+    The model and all random numbers are left as they were found, of batches nothing is told if there is none.
+
+    Raises:
+        ValueError: As :func:`ablate`, and where the metric does not take it.
+    """
+    device = device_of(model)
+    with undisturbed(model), kept_random_state(device), kept_generators(dataloader):
+        for batch in dataloader:
+            _update(_fresh(metric, device), *predict(model, batch)[:2])
+            return
+
+
+def _update(metric: Metric, prediction: Any, target: Any) -> None:
+    try:
+        metric.update(prediction, target)
+    except Exception as error:
+        raise ValueError(
+            f"{type(metric).__name__} does not take prediction and target, {type(prediction).__name__} and "
+            f"{type(target).__name__} ({type(error).__name__}: {error}); say with predict= how to get both from a batch"
+        ) from error
 
 
 def paired_units(layer: LayerDissection, concept: str) -> list[int]:
@@ -184,7 +217,7 @@ def _measure(
     with kept_random_state(device), kept_generators(dataloader), switched_off(model, layer, units):
         for batch in dataloader:
             prediction, target, *group = (predict or predict_from_images)(model, batch)
-            by_group[OVERALL].update(prediction, target)
+            _update(by_group[OVERALL], prediction, target)
             if group:
                 names = [str(name.item() if isinstance(name, Tensor) else name) for name in group[0]]
                 if OVERALL in names:

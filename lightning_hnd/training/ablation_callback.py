@@ -15,12 +15,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics import Metric
 
-from lightning_hnd.analyses.ablation import OVERALL, Ablation, Predict, ablate, predict_from_images
+from lightning_hnd.analyses.ablation import OVERALL, Ablation, Predict, ablate, predict_from_images, try_batch
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report.keys import prefix
 from lightning_hnd.showing.undisturbed import kept_generators, unlogged
 from lightning_hnd.training.callback import HNDCallback
 from lightning_hnd.training.monitors import Ablates, warn_of_averaging
+from lightning_hnd.training.progress import bar_of
 
 _KEYS = ("units", f"{OVERALL}/effect", f"{OVERALL}/random")
 """Of what is logged of a layer those that are known before anything was measured."""
@@ -50,7 +51,8 @@ class AblationCallback(Ablates):
     Raises:
         TypeError: If ``metric`` is none of torchmetrics.
         ValueError: Before the first step, if a value is out of range, there is no HNDCallback before this one, the
-            ontology has no such concept, or there is no such validation dataloader.
+            ontology has no such concept, there is no such validation dataloader, or the metric does not take what the
+            model makes of its first batch (where no sanity check loads it before, in the first validation).
 
     Attributes:
         latest: What was found last, layer by layer.
@@ -80,22 +82,32 @@ class AblationCallback(Ablates):
         self._dataloader = dataloader
         self._last: tuple[int, int] | None = None  # epoch and step
         self._evaluating = False
+        self._tried = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Finds the HNDCallback."""
-        self._evaluating = stage != TrainerFn.FITTING
+        self._evaluating, self._tried = stage != TrainerFn.FITTING, False
         if stage == TrainerFn.FITTING:
             _dissecting(trainer, self)
             warn_of_averaging(trainer, self)
             if trainer.global_step == 0:  # not where a run goes on; a checkpoint is loaded after this
                 self._last = None
 
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses what cannot be measured, before the first dissection."""
+        self._try(trainer, pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuses data that is not there."""
+        """Refuses data that is not there, and what cannot be measured of its first batch."""
         if not trainer.enable_validation:
             raise ValueError("AblationCallback measures on the validation data, and this run has none")
-        if trainer.val_dataloaders is not None:
-            _Batches(trainer, self._dataloader)
+        if not self._tried and trainer.val_dataloaders is not None:
+            self._try(trainer, pl_module)
+
+    def _try(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data, self._tried = _Batches(trainer, self._dataloader), True
+        with unlogged(pl_module):
+            try_batch(pl_module, self._metric, data, self._predictor(trainer))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -142,13 +154,17 @@ class AblationCallback(Ablates):
                     metric=self._metric,
                     dataloader=data,
                     layer=layer.name,
-                    predict=partial(_in_precision, trainer, self._predict or predict_from_images),
+                    predict=self._predictor(trainer),
                     none_paired="measure",
+                    progress=bar_of(trainer) or False,
                     **self._options,
                 )
             self.latest[layer.name] = found
             rank_zero_info(str(found))
             self._log(pl_module, layer, _values(found))
+
+    def _predictor(self, trainer: pl.Trainer) -> Predict:
+        return partial(_in_precision, trainer, self._predict or predict_from_images)
 
     def _log(self, pl_module: pl.LightningModule, layer: LayerDissection, values: Mapping[str, float]) -> None:
         for key, value in values.items():
