@@ -22,7 +22,8 @@ from lightning_hnd.history.alerts import alert_keys, check, judge
 from lightning_hnd.history.checkpoints import dissect_checkpoints, moments
 from lightning_hnd.history.timeline import LayerTimeline, Moment
 from lightning_hnd.report import history
-from lightning_hnd.report.timelines import timeline_picture, write_timeline
+from lightning_hnd.report.figures import new_figure
+from lightning_hnd.report.timelines import _shortcuts, timeline_picture, write_timeline
 from lightning_hnd.rules import README, RELEASED
 
 C, K, L = len(PAPER.local), len(PAPER.global_), len(PAPER.labels)
@@ -202,6 +203,31 @@ def test_an_alarm_says_what_it_is_about() -> None:
     assert values == {"body": {"alert/gender-Eyeglasses/measure": 0.41, "alert/gender-Eyeglasses/raised": 1.0}}
     assert tuple(values["body"]) == alert_keys(alerts)
     assert judge(alerts, timeline(with_shortcut([0.0, 0.3, 0.41, 0.5])))[1] == []  # it was raised before
+
+
+def test_shortcuts_are_drawn_once_and_if_noise_does_not_give_them() -> None:
+    found = with_shortcut([0.0, 0.3, 0.5])
+    index, error = found.measures["shortcut_index"], found.measures["shortcut_error"]
+    error[:] = 0.1
+    bright, dark = (PAPER.labels.index(f"skin_tone/{tone}") for tone in ("bright", "dark"))
+    mirrored = np.array([0.1, 0.2, 0.4])
+    for task, cue, sign in ((MALE, bright, 1), (MALE, dark, -1), (MALE + 1, bright, -1), (MALE + 1, dark, 1)):
+        index[:, task, cue] = sign * mirrored
+    index[:, MALE, PAPER.labels.index("Smiling")] = 0.15  # of an interval to -0.05
+    index[-1, MALE, PAPER.labels.index("Goatee")] = np.nan
+    figure = new_figure(4, 3)
+    axes = figure.subplots()
+    _shortcuts(axes, found)
+    drawn = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert drawn in (
+        {"Eyeglasses as gender/Male", f"skin_tone/{a} as gender/{b}"}
+        for a, b in (("bright", "Male"), ("dark", "Female"))
+    )
+    error[:] = 1
+    axes = figure.subplots()
+    _shortcuts(axes, found)
+    assert axes.get_legend() is None
+    assert "noise" in axes.texts[0].get_text()
 
 
 def test_each_pair_that_a_name_stands_for_is_judged_for_itself() -> None:

@@ -30,7 +30,8 @@ def timeline_picture(layer: LayerTimeline) -> Picture:
     - Above on the right, units x epochs: every unit that was ever paired, coloured by the region of its concept, in the
       order in which they were.
     - Below on the left: how strongly the layer encodes each global concept (``encoding_index``), with 95 % intervals.
-    - Below on the right: the labels that it takes most for each other (``shortcut_index``), likewise.
+    - Below on the right: the labels that it takes most for each other (``shortcut_index``), likewise, of those whose
+      interval lies above 0 at the last moment.
 
     Args:
         layer: Of a :class:`~lightning_hnd.Timeline`.
@@ -177,19 +178,25 @@ def _shortcuts(axes: Any, layer: LayerTimeline) -> None:
     if not last.size or not last.any():
         _nothing(axes, "not measured, or the dictionary cannot tell")
         return
-    drawn = 0
-    for flat in np.argsort(-last, axis=None, kind="stable")[: 4 * _SHORTCUTS]:
+    drawn: list[Any] = []
+    for flat in np.argsort(-last, axis=None, kind="stable"):
         task, cue = np.unravel_index(flat, last.shape)
         value, reach = index[:, groups + task, cue], 1.96 * error[:, groups + task, cue]
-        if value[-1] <= 0 or drawn == _SHORTCUTS:  # of two groups, each is the other's negative
+        if len(drawn) == _SHORTCUTS or last[task, cue] == 0:
+            break
+        # of two groups each is the other's negative, and of two times two groups there are two of each
+        if not value[-1] > reach[-1] or any(np.allclose(value, other, equal_nan=True) for other in drawn):
             continue
-        _interval(axes, value - reach, value + reach, colour(drawn))
-        label = f"{names[cue]} as {names[groups + task]}"
-        axes.plot(value, color=colour(drawn), label=label, marker=".", markersize=4)
-        drawn += 1
+        beside = np.arange(len(value)) + 0.06 * (len(drawn) - (_SHORTCUTS - 1) / 2)  # that intervals do not hide others
+        label, shade = f"{names[cue]} as {names[groups + task]}", colour(len(drawn))
+        axes.errorbar(beside, value, reach, color=shade, label=label, marker=".", markersize=4, elinewidth=0.7)
+        drawn.append(value)
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.set_ylim(-1, 1)
-    axes.legend(fontsize=7)
+    if drawn:
+        axes.legend(fontsize=7)
+    else:
+        _nothing(axes, "none that the noise of few faces does not give as well")
 
 
 def _interval(axes: Any, low: Any, high: Any, shade: str) -> None:
