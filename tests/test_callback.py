@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,22 @@ def test_a_run_without_validation_is_told(tmp_path: Path) -> None:
         trainer(tmp_path, callback, max_epochs=1, limit_val_batches=0).fit(Net(), *data())
     assert callback.baseline is not None
     assert callback.latest is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"size": "224"}, TypeError, "size must be a whole number or two, (height, width), got '224'"),
+        ({"size": (64, 64, 3)}, TypeError, "got (64, 64, 3)"),
+        ({"size": (64, 0)}, ValueError, "size must be positive, got (64, 0)"),
+        ({"std": 0.0}, ValueError, "std must be positive, got (0.0,)"),
+        ({"mean": (0.5, 0.5)}, ValueError, "mean has 2 values for images of 3 channels"),
+        ({"dictionary": 5}, TypeError, "dictionary must be a FaceDictionary or the path of one, got 5"),
+    ],
+)
+def test_what_cannot_be_is_refused_where_it_is_written(wrong: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        HNDCallback(**wrong)
 
 
 def test_bad_settings_are_named(tmp_path: Path, folder: Path) -> None:

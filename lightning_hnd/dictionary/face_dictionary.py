@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -367,10 +368,13 @@ class FaceDictionary(Once):
 
 def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width, of one number or two."""
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral) for side in sides):
+        raise TypeError(f"size must be a whole number or two, (height, width), got {size!r}")
+    height, width = sides
     if height < 1 or width < 1:
         raise ValueError(f"size must be positive, got {size}")
-    return height, width
+    return int(height), int(width)
 
 
 def per_channel(value: float | Sequence[float], channels: int, name: str) -> tuple[float, ...]:

@@ -143,8 +143,8 @@ class HNDCallback(Callback):
         alerts: Tell when a layer starts to encode a group, or to take a cue for it: :class:`~lightning_hnd.BiasAlert`.
 
     Raises:
-        TypeError: If the Trainer is not one of ``lightning.pytorch``, a layer is not given by its name, or an alert is
-            no ``BiasAlert``.
+        TypeError: If the Trainer is not one of ``lightning.pytorch``, a layer is not given by its name, or a
+            dictionary, a size or an alert is something else.
         ValueError: If a value is out of range, ``fresh_seeds`` or ``factory`` is given without a level, or ``size``,
             ``mean`` or ``std`` is given beside a FaceDictionary, which has its own. Before the first step also: if a
             layer does not exist or does not run, the dictionary is damaged, activations are not finite, somebody

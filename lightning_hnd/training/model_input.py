@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_hnd.dictionary import FaceDictionary
+from lightning_hnd.dictionary.face_dictionary import as_pair, per_channel
 from lightning_hnd.showing.undisturbed import kept_random_state
 
 DRAWINGS = (
@@ -33,8 +34,9 @@ class DictionarySource:
         max_images: How many of its images to show at most, see :meth:`FaceDictionary.sample`; None: all.
 
     Raises:
-        ValueError: If ``max_images`` is below 1, or ``size``, ``mean`` or ``std`` is given beside a dictionary, which
-            has its own.
+        TypeError: If ``given`` is neither, or ``size`` no whole numbers.
+        ValueError: If ``max_images`` is below 1, ``size`` or ``std`` is not above 0, or ``size``, ``mean`` or ``std``
+            is given beside a dictionary, which has its own.
         FileNotFoundError: If ``given`` is a path that does not exist.
     """
 
@@ -47,11 +49,18 @@ class DictionarySource:
     def __post_init__(self) -> None:
         if self.max_images is not None and self.max_images < 1:
             raise ValueError(f"max_images must be at least 1, got {self.max_images}")
+        if self.size is not None:
+            as_pair(self.size)
+        for name in ("mean", "std"):
+            if (value := getattr(self, name)) is not None:
+                per_channel(value, 1 if isinstance(value, int | float) or len(value) == 1 else 3, name)
         if isinstance(self.given, FaceDictionary):
             for name in ("size", "mean", "std"):
                 if (value := getattr(self, name)) is not None:
                     own = getattr(self.given, name)
                     raise ValueError(f"{name}={value} is given, but the FaceDictionary has its own: {own}")
+        elif self.given is not None and not isinstance(self.given, str | Path):
+            raise TypeError(f"dictionary must be a FaceDictionary or the path of one, got {self.given!r}")
         elif self.given is not None and not Path(self.given).is_dir():
             raise FileNotFoundError(f"there is no Face Dictionary at {self.given}: no such folder")
 
