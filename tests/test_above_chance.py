@@ -30,7 +30,8 @@ from lightning_hnd import (
     Timeline,
     dissect,
 )
-from lightning_hnd.evidence.fresh import fresh_null, renewed
+from lightning_hnd.evidence.fresh import fresh_null
+from lightning_hnd.evidence.fresh_networks import renewed
 from lightning_hnd.layer_dissection import LayerDissection
 from lightning_hnd.report import scalars, scalars_over_time
 from lightning_hnd.report.tables import layer_markdown

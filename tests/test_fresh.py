@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lightning_hnd import Dissection, FaceDictionary, HNDCallback, Rule, dissect
 from lightning_hnd.analyses.rotation import RotationTest, rotation_test
-from lightning_hnd.evidence.fresh import FreshWeights, Null, fresh_networks, fresh_null, renewed
+from lightning_hnd.evidence.fresh import FreshWeights, Null, fresh_null
+from lightning_hnd.evidence.fresh_networks import fresh_networks, renewed
 from lightning_hnd.functional.defence import effects
 from lightning_hnd.showing.showing import Showing
 
