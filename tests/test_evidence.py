@@ -477,6 +477,34 @@ def test_who_does_less_than_fresh_units_or_is_asked_nothing_has_learnt_nothing()
                 assert called.all() if learnt else not called.any()
 
 
+def test_what_has_no_place_for_want_of_masks_lets_no_noise_pass() -> None:
+    """Half of the units surely answer to a concept of eight masks, which cannot be paired; the others do to nothing."""
+    generator, units = torch.Generator().manual_seed(0), 128
+
+    def network(planted: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        z = torch.randn(2, units, 2, generator=generator).double().abs() + 1.7  # all are worth asking
+        effect = torch.randn(units, 2, generator=generator).double()
+        z[:, :planted, 0], effect[:planted, 0] = 9.0, 20.0
+        z[1, :, 0] = torch.nan
+        return evidence_of(
+            units,
+            2,
+            associated_z=z[0],
+            associated_auc=torch.full((units, 2), 0.5),
+            associated_effect=effect,
+            placed_z=z[1],
+            placed_effect=torch.where(z[1].isnan(), torch.nan, torch.randn(units, 2, generator=generator).double()),
+        )
+
+    fresh = learnt_null([network(0) for _ in range(5)])
+    runs = 0
+    for _ in range(20):
+        learnt = beyond_fresh(*network(64), fresh, 0.05)[0]
+        assert not learnt[:, 0].any()
+        runs += bool(learnt.any())
+    assert runs <= 3
+
+
 def test_maps_as_small_as_numbers_get_have_no_infinite_scale() -> None:
     flat = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]) * 1e-42
     _, scale = beside_mean(torch.cat([flat, torch.tensor([[1e-30, 2e-30, 3e-30]])]))
@@ -533,8 +561,9 @@ def test_a_unit_that_answers_and_lies_like_the_best_of_fresh_ones_is_learnt() ->
     both, one = torch.tensor([0.28, 0.28, 0.0]).double(), torch.tensor([0.056, 0.0, 0.056]).double()
     evidence, live = network(both, one)
     assert beyond_fresh(evidence, live, fresh, 0.005)[0][:, 0].tolist() == [True, False, False]
-    # of the second concept no place is known: its association alone counts
-    assert effects(evidence, fresh)[:, 1].tolist() == pytest.approx([2.8, 2.8, 0], abs=0.25)
+    # the second concept has no place, without which it cannot be paired
+    assert effects(evidence, fresh)[:, 1].isnan().all()
+    assert not beyond_fresh(evidence, live, fresh, 0.05)[0][:, 1].any()
 
 
 @pytest.mark.parametrize("elsewhere", ["associated_z", "placed_z"])

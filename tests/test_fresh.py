@@ -75,6 +75,27 @@ def test_attention_and_what_wholes_do_to_their_parts_are_made_anew() -> None:
     assert bool((fresh[1].self_attn.out_proj.bias == 0).all())  # which attention sets after the projection was made
 
 
+def test_fresh_networks_of_dead_units_are_warned_of() -> None:
+    class Dead(nn.Sequential):
+        def reset_parameters(self) -> None:
+            nn.init.zeros_(self[0].weight)
+
+    model = Dead(nn.Conv2d(3, 4, 4, 4))
+    nn.init.normal_(model[0].weight)
+    with pytest.warns(UserWarning, match="with fresh weights of seed 2 all units of layer '0' are dead, or NaN"):
+        dissect(model, random_dictionary(), layers="0", level=0.05, fresh_seeds=(1, 2))
+
+
+def test_complex_weights_are_weights() -> None:
+    class Fourier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filters = nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
+
+    with pytest.raises(ValueError, match="does not reach 1 weights of Sequential: 1.filters; give a factory"):
+        renewed(nn.Sequential(nn.Linear(3, 3), Fourier()))
+
+
 def test_a_reset_that_fails_is_an_error_that_names_it() -> None:
     class Scaled(nn.Module):
         def reset_parameters(self, scale: float) -> None:

@@ -159,7 +159,7 @@ def above_chance(exam: Exam) -> Verdict:
 
 
 def each_alone(exam: Exam) -> Verdict:
-    """No rule, but the most that one could find: every pair is asked by itself, associated and placed, at the level.
+    """No rule, but about the most that one could find: every pair by itself, associated and placed, at the level.
 
     As if a pair were the only one asked about, of the only unit, and fresh weights and groups were no matter. What is
     not found so lacks the images that could tell it; what impostors gain says what the difference is for.

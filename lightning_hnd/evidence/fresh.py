@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ SEEDS = (101, 102, 103, 104, 105)
 Null = Mapping[str, Mapping[str, Tensor]]
 """What fresh weights do: of each layer what :func:`~lightning_hnd.functional.defence.learnt_null` returns."""
 
-_NULL = 5  # the version of what is kept of them
+_NULL = 6  # the version of what is kept of them
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,15 @@ def fresh_null(
             with undisturbed(network):
                 showing.show(network, dictionary, layers, f"Fresh weights (seed {seed})", found.take_in)
             for name in layers:
-                networks[name].append(found.compute(name, showing.processes))
+                evidence, live = found.compute(name, showing.processes)
+                networks[name].append((evidence, live))
+                if not bool(live.any()) and showing.processes.rank == 0:
+                    warnings.warn(
+                        f"with fresh weights of seed {seed} all units of layer {name!r} are dead, or NaN or infinite: "
+                        "this network tells nothing of what is learnt, and without any nothing is; give other "
+                        "fresh_seeds, or a factory",
+                        stacklevel=2,
+                    )
     return {name: learnt_null(found) for name, found in networks.items()}
 
 

@@ -87,9 +87,9 @@ def renewed(model: nn.Module) -> nn.Module:
         for tensor in _weights(network).values():
             tensor.fill_(torch.nan)
         for module in _parts_first(network):
-            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-            if callable(reset):
-                _reset(reset, module)
+            name = "reset_parameters" if hasattr(module, "reset_parameters") else "_reset_parameters"
+            if callable(getattr(module, name, None)):
+                _reset(module, name)
     missed = [name for name, tensor in _weights(network).items() if bool(tensor.isnan().any())]
     if missed:
         raise ValueError(
@@ -110,12 +110,12 @@ def _parts_first(module: nn.Module, seen: set[int] | None = None) -> Iterator[nn
     yield module
 
 
-def _reset(reset: Callable[[], object], module: nn.Module) -> None:
+def _reset(module: nn.Module, name: str) -> None:
     try:
-        reset()
+        getattr(module, name)()
     except Exception as error:
         raise ValueError(
-            f"reset_parameters of {type(module).__name__} failed ({type(error).__name__}: {error}); give a factory "
+            f"{name} of {type(module).__name__} failed ({type(error).__name__}: {error}); give a factory "
             "that makes a network with fresh weights"
         ) from error
 
@@ -162,9 +162,9 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
     for prefix, module in network.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
             for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_floating_point():
+                if buffer.is_floating_point() or buffer.is_complex():
                     weights[f"{prefix}.{name}".lstrip(".")] = buffer
-    return {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    return {name: tensor for name, tensor in weights.items() if tensor.is_floating_point() or tensor.is_complex()}
 
 
 def _batch_norms(network: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:

@@ -40,7 +40,8 @@ class Defence(NamedTuple):
         associated: ``[U, C]`` int8, 1 survived, 0 not, -1 not applicable (a concept without absence, or one that the
             images cannot tell from another, or for this unit not from a group).
         placed: ``[U, C]`` int8.
-        learnt: ``[U, C]`` int8, -1 for all where no networks with fresh weights were measured.
+        learnt: ``[U, C]`` int8, -1 where too few masks say no place, and for all where no networks with fresh weights
+            were measured.
         groups: ``[U, G]`` bool, pairs of units and groups that survive.
         confounding_group: ``[U, C]`` int64, of pairs that survive all else the group that makes a larger difference
             than the concept, so that they are not paired; -1 of all others.
@@ -131,8 +132,9 @@ def effects(evidence: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tens
 
     Of a concept with absence the effects of association and of place together, each counted in the spreads that fresh
     weights give to it: a random filter may answer to eyeglasses as much as a detector does, or lie as well, and hardly
-    both. Of another one what its place gives: correlations with the modes of its masks, likewise, weighted as in
-    :func:`~lightning_hnd.functional.significance.exchanged_masks_test`. Of a group the effect of association.
+    both; NaN where it has no place. Of another one what its place gives: correlations with the modes of its masks,
+    likewise, weighted as in :func:`~lightning_hnd.functional.significance.exchanged_masks_test`. Of a group the effect
+    of association.
 
     Args:
         evidence: What :meth:`~lightning_hnd.evidence.evidence.Evidence.compute` returned.
@@ -146,7 +148,7 @@ def effects(evidence: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> Tens
     modes = _beyond(evidence["placed_correlation"].double(), fresh["mode_mean"], fresh["mode_spread"])
     of_part = torch.where(place.isnan(), torch.nan, (modes * fresh["mode_share"]).nansum(2))
     has_absence = evidence["associated_auc"].isfinite()
-    local = torch.where(has_absence, associated + torch.nan_to_num(place), of_part)  # too few masks: no place is known
+    local = torch.where(has_absence, associated + place, of_part)
     return torch.cat([local, evidence["group_effect"]], dim=1)
 
 
@@ -226,10 +228,10 @@ def _mean_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
 def _excess(evidence: Mapping[str, Tensor], null: Mapping[str, Tensor]) -> Tensor:
     """Effects in spreads from their mean over fresh weights; ``-inf`` where nobody would ask."""
     excess = (effects(evidence, null) - null["mean"]) / null["spread"].clamp(min=1e-9)
-    p = upper_tail(torch.stack([evidence["associated_z"], evidence["placed_z"]]))
-    seems = torch.cat(
-        [(p.isnan() | (p <= WORTH_ASKING)).all(0), upper_tail(evidence["group_z"]) <= WORTH_ASKING], dim=1
-    )
+    p_associated, p_placed, p_group = (upper_tail(evidence[name]) for name in ("associated_z", "placed_z", "group_z"))
+    # what has no place, for want of masks, will not be paired: asked all the same, it would let others pass
+    local = (p_placed <= WORTH_ASKING) & (p_associated.isnan() | (p_associated <= WORTH_ASKING))
+    seems = torch.cat([local, p_group <= WORTH_ASKING], dim=1)
     return torch.where(seems & (excess > 0), excess, -torch.inf)
 
 
@@ -248,8 +250,8 @@ def beyond_fresh(
     fresh weights reach over all concepts (all groups). Units are selected by Benjamini and Hochberg's procedure; of a
     selected unit those concepts are learnt that pass the same bar by themselves, so that within a unit no concept is
     claimed falsely but with the probability of the unit's own test (Westfall and Young 1993). Of ``n`` networks none
-    has a finer p-value than ``1 / (n U + 1)``: ``1 / (n level)`` units must exceed all of theirs, less where
-    some are dead.
+    has a finer p-value than ``1 / (n U + 1)``: ``1 / (n level)`` units must exceed all of theirs; fewer where some
+    of the model's are dead, and more where some of theirs are.
 
     Pairs that have ``failed [U, C]`` otherwise count as asked, with a p-value of 1: selected, and dropped afterwards,
     they would let others pass more easily.

@@ -126,7 +126,8 @@ class HNDCallback(Callback):
             once, before the first step, and once more when batch norms have seen images; a run that is resumed, and
             later fits, remember the outcome. None: five, if the module can be reset, else a warning. ``()``: none, and
             no ``learnt_units``: units are interpretable then that are associated and placed. With ``n`` networks
-            ``20 / n`` units (fewer if some are dead) must do more than all of theirs for any to have learnt.
+            ``20 / n`` units (fewer if some are dead, more if some of theirs are) must do more than all of theirs for
+            any to have learnt.
         factory: Makes such a network, where ``reset_parameters`` throughout the module is not it.
         size: Height and width of the dictionary's images, or one number for both. None: those of
             ``example_input_array``, or of the first batch.
@@ -359,9 +360,10 @@ class HNDCallback(Callback):
         self._publisher.end(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """The same where a fit ends early: by Ctrl-C, or a fault anywhere."""
+        """The same where a fit ends early: by Ctrl-C, or a fault anywhere, which is what the user must see."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self._publisher.end(trainer)
+            with contextlib.suppress(Exception):
+                self._publisher.end(trainer)
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the baseline, or takes up the history of a run that goes on."""
