@@ -140,7 +140,13 @@ def test_intervals_do_not_depend_on_the_scale_of_activations(followed, scale: fl
 def test_another_model_or_dictionary_is_refused(followed) -> None:  # type: ignore[no-untyped-def]
     model, faces = followed
     dissection = dissect(model, faces, layers="layer")
-    model.maps = model.maps.flip(0)
+    whole = model.maps
+    model.maps = whole[:, :1]
+    with pytest.raises(
+        ValueError, match=f"'layer' has 1 units, and {whole.shape[1]} were dissected: give the model as it"
+    ):
+        effect_intervals(model, faces, dissection, "layer", replicates=20)
+    model.maps = whole.flip(0)
     with pytest.raises(ValueError, match="no longer what was dissected"):
         effect_intervals(model, faces, dissection, "layer", replicates=10)
     with pytest.raises(ValueError, match="give the same faces"):

@@ -108,10 +108,18 @@ def effect_intervals(
     _ = found.defence  # says what to do if there is no evidence
     pairs = torch.tensor(found.paired_concepts).nonzero()
     seen = _Seen(dictionary, pairs[:, 0], pairs[:, 1])
+
+    def take(name: str, maps: Tensor, batch: DictionaryBatch) -> None:
+        if maps.shape[1] != len(found):
+            raise ValueError(
+                f"layer {name!r} has {maps.shape[1]} units, and {len(found)} were dissected: give the model as it was"
+            )
+        seen.update(maps, batch)
+
     if len(pairs):
         with undisturbed(model):
             showing = Showing(grid, forward_fn, batch_size, terminal_bar if progress else None)
-            showing.show(model, dictionary, [layer], "Resampling", lambda _, maps, batch: seen.update(maps, batch))
+            showing.show(model, dictionary, [layer], "Resampling", take)
     intervals: list[EffectInterval] = []
     for c in pairs[:, 1].unique().tolist():
         units = pairs[pairs[:, 1] == c, 0].tolist()
