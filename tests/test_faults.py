@@ -245,6 +245,26 @@ def test_ctrl_c(tmp_path: Path, on_error: Any) -> None:
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("fault", [OSError("no room"), MemoryError("no room")])
+def test_what_ended_a_run_is_told_also_where_its_timeline_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    class Failing(Net):
+        def on_train_epoch_end(self) -> None:
+            raise RuntimeError("boom")
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("lightning_hnd.training.publishing.write_timeline", fail)
+    run = Run(tmp_path, HNDCallback(random_dictionary(), fresh_seeds=()), Failing())
+    with (
+        pytest.warns(UserWarning, match="could not write the timeline of the run"),
+        pytest.raises(RuntimeError, match="boom"),
+    ):
+        run.fit()
+
+
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
 def test_a_timeline_that_cannot_be_written_is_warned_of(tmp_path: Path, on_error: Any) -> None:
     class Full(Net):

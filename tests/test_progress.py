@@ -70,7 +70,9 @@ def test_no_bar_without_lightnings_and_none_of_other_processes() -> None:
 def test_a_training_run_under_richs_bars_leaves_no_line_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rich puts what is written to the terminal above its bars, each state of another bar on a line."""
     monkeypatch.setattr(progress, "_DELAY", 0.0)
+    monkeypatch.setattr(progress, "terminal_bar", lambda steps, title: others.append(title) or steps)
     shown: list[str] = []
+    others: list[str] = []
     added = Progress.add_task
     monkeypatch.setattr(
         Progress, "add_task", lambda self, title, *a, **k: shown.append(title) or added(self, title, *a, **k)
@@ -80,6 +82,7 @@ def test_a_training_run_under_richs_bars_leaves_no_line_behind(tmp_path: Path, m
     callback = HNDCallback(random_dictionary(images=200), fresh_seeds=(1, 2), batch_size=8)
     bar = RichProgressBar(console_kwargs={"file": terminal, "force_terminal": True, "width": 100})
     trainer(tmp_path, callback, bar, enable_progress_bar=True, max_epochs=1).fit(Net(), *data())
+    assert others == []
     assert {"Fresh weights (seed 1)", "Fresh weights (seed 2)", "Dissecting"} <= {*shown}
     lines = terminal.getvalue().split("\n")
     assert not [line for line in lines if "Dissecting" in line and "%|" in line]

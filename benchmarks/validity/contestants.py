@@ -192,4 +192,5 @@ CONTESTANTS: dict[str, Contestant] = {
     "above_chance": above_chance,
     "each alone": each_alone,
 }
-RULES = ("released", "readme", "rank only", "above_chance")
+RULES = tuple(name for name in CONTESTANTS if name != "each alone")
+"""Those that somebody would use."""

@@ -362,7 +362,7 @@ class HNDCallback(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """The same where a fit ends early: by Ctrl-C, or a fault anywhere, which is what the user must see."""
         if trainer.state.fn == TrainerFn.FITTING:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # all of which it has warned of, want of memory too
                 self._publisher.end(trainer)
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
